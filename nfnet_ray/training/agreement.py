@@ -1,4 +1,4 @@
-"""What the workers of a run agree on within an epoch: its mean loss, and whether to save or to stop."""
+"""Agreement between the workers of a run within an epoch, on its mean loss and on whether to save or to stop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from nfnet_ray.training.collectives import add_over_workers, least_over_workers
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.step import StepResult
 
-# Reading a number waits for the GPU, so it is not done at every step; but a request to stop must be seen in time.
+# To agree, the host waits for the GPU, so it does not do it after every step. A request to stop must still be noticed
+# in time.
 MOST_STEPS_BETWEEN_AGREEMENTS = 16
 SECONDS_BETWEEN_AGREEMENTS = 2.0
 
 
 class Agreed(NamedTuple):
-    """The same values on every worker, so what they do next is the same."""
+    """Values that are equal on all workers, so that all of them do the same next."""
 
     mean_loss: float
     """The mean loss of the epoch so far, over all workers."""
@@ -29,28 +30,28 @@ class Agreed(NamedTuple):
 
 
 class EpochSums:
-    """Sums of the steps' results on the device, over the steps of one epoch and, when read, all workers.
+    """The sums of the results of an epoch's steps, on the device. Reading them sums over all workers.
 
-    Every image weighs the same, so the numbers of an epoch do not depend on how many workers did which of its steps.
+    Every image has the same weight, so an epoch's metrics do not depend on how its steps were divided over workers.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        # Loss, correct answers, clipped fraction times images, images.
+        # The loss, the correct answers, the clipped fraction times images, the images.
         self._sums = torch.zeros(4, dtype=torch.float64, device=context.device)
         self._first_bad_step = torch.full((), math.inf, dtype=torch.float64, device=context.device)
 
     def start_epoch(self) -> None:
-        """Forgets the steps so far."""
+        """Sets the sums to zero."""
         self._sums.zero_()
         self._first_bad_step.fill_(math.inf)
 
     def tensors(self) -> list[torch.Tensor]:
-        """Where it adds, always the same tensors."""
+        """The tensors of the sums. They stay the same objects."""
         return [self._sums, self._first_bad_step]
 
     def add(self, result: StepResult) -> None:
-        """Counts a step."""
+        """Adds the result of a step."""
         clipped = result.clipped_fraction * result.images
         images = torch.full_like(result.loss_sum, result.images)
         self._sums += torch.stack(
@@ -60,19 +61,19 @@ class EpochSums:
         torch.minimum(self._first_bad_step, bad.double(), out=self._first_bad_step)
 
     def use(self, sums: torch.Tensor, first_bad_step: torch.Tensor) -> None:
-        """Counts in these tensors from now on, which take over what was counted; a cohort has them for all lanes."""
+        """Continues in these tensors, which get the values so far. A cohort passes views of the sums of all lanes."""
         sums.copy_(self._sums)
         first_bad_step.copy_(self._first_bad_step)
         self._sums, self._first_bad_step = sums, first_bad_step
 
     def over_workers(self, *further: float) -> list[float]:
-        """The four sums, and further numbers, summed over the workers, who have to call this together."""
+        """The four sums and further numbers, summed over the workers. Collective: every worker calls it."""
         mine = torch.tensor(further, dtype=torch.float64, device=self._context.device)
         numbers: list[float] = add_over_workers(torch.cat([self._sums, mine]), self._context).tolist()
         return numbers
 
     def means(self) -> dict[str, float]:
-        """Means over the images so far and over all workers, who have to call this together."""
+        """Means over the images of the epoch so far, on all workers. Collective: every worker calls it."""
         loss, correct, clipped, images = self.over_workers()
         return {
             "train_loss": loss / images,
@@ -81,7 +82,7 @@ class EpochSums:
         }
 
     def first_bad_step(self) -> int:
-        """The first step whose loss was infinite or not a number on any worker; they have to call this together."""
+        """The first step whose loss was infinite or not a number on any worker. Collective: every worker calls it."""
         return int(least_over_workers(self._first_bad_step.clone(), self._context))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -89,7 +90,7 @@ class EpochSums:
         return {"image_sums": self._sums}
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]], rank: int, batch_size: int) -> None:
-        """Restores the sums of all workers; with another number of workers, the first one takes the sums of all."""
+        """Restores the sums of all workers. If their number has changed, the first one takes the sums of all."""
         kept = [_image_sums(state, batch_size / len(states)) for state in states]
         own = [torch.zeros(4, dtype=torch.float64)]
         if len(states) == self._context.world_size:
@@ -100,16 +101,17 @@ class EpochSums:
 
 
 def _image_sums(state: Mapping[str, Any], images_per_step: float) -> torch.Tensor:
-    """The sums of one worker; older checkpoints hold sums of means over each step's images."""
+    """The sums of one worker. Older checkpoints hold sums of each step's means, which are multiplied by the images."""
     sums: torch.Tensor = state["image_sums"] if "image_sums" in state else state["sums"] * images_per_step
     return sums
 
 
 class Agreement:
-    """Decides when the workers agree, and on what. It costs a message and, on a GPU, waiting for the GPU.
+    """Decides when the workers agree, and collects their requests. It costs a message and, on a GPU, waiting for it.
 
-    On a CPU they do it at every step. On a GPU they do it about every two seconds, and at least every 16 steps, by the
-    mean time of a step over the workers, so that all of them wait for the same number of steps.
+    On a CPU the workers agree after every step. On a GPU they agree about every two seconds, and at least every 16
+    steps. The number of steps until then follows from the mean time of a step over all workers, so that it is the same
+    for all of them.
     """
 
     def __init__(self, context: Context, saver: Saver) -> None:
@@ -117,12 +119,12 @@ class Agreement:
         self._steps_to_next, self._steps, self._since = 1, 0, time.perf_counter()
 
     def is_due(self, is_last: bool) -> bool:
-        """Whether to agree after this step; always after the epoch's last one."""
+        """Whether to agree after this step. After the last step of an epoch the answer is always yes."""
         self._steps += 1
         return is_last or self._steps >= self._steps_to_next
 
     def reach(self, sums: EpochSums) -> Agreed:
-        """Asks every worker, which all call this together. One worker's request to stop or to save counts for all."""
+        """Agrees with all workers; if one asks to stop or to save, all do. Collective: every worker calls it."""
         seconds = (time.perf_counter() - self._since) / max(1, self._steps)
         requests = (float(self._context.should_stop()), float(self._saver.is_due()), seconds)
         loss, _, _, images, stop, save, seconds = sums.over_workers(*requests)
@@ -130,7 +132,7 @@ class Agreement:
         return Agreed(loss / images, should_stop=stop > 0, should_save=save > 0)
 
     def _plan(self, seconds: float) -> None:
-        """Decides when to agree next, by the seconds of a step."""
+        """Decides when to agree next, from the time of a step in seconds."""
         if self._context.device.type != "cpu" and seconds > 0:
             affordable = int(SECONDS_BETWEEN_AGREEMENTS / seconds)
             self._steps_to_next = max(1, min(MOST_STEPS_BETWEEN_AGREEMENTS, affordable))

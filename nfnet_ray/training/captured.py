@@ -96,8 +96,7 @@ class CudaRecorder:
             current.wait_stream(self._stream)
 
     def record(self, act: Callable[[], None]) -> Callable[[], None]:
-        """Captures ``act`` without computing anything. If that fails, raises the error of ``act``; eager steps still
-        work."""
+        """Captures ``act``, computing nothing. If that fails, raises the error of ``act``; eager steps still work."""
         graph, raised = torch.cuda.CUDAGraph(), list[Exception]()
         gc.collect()  # collecting an old graph during a capture would disturb it
         try:
@@ -127,8 +126,7 @@ class CudaRecorder:
         return graph.replay
 
     def begin_anew(self) -> None:
-        """Takes a new pool: torch refuses one whose graphs have all been dropped (create_or_incref_pool in its
-        CUDACachingAllocator.cpp)."""
+        """Takes a new pool, since torch refuses one without graphs (create_or_incref_pool, CUDACachingAllocator.cpp)."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def _give_up(self) -> None:

@@ -1,6 +1,6 @@
-"""Exchanges between the workers of a run. Every worker has to call them, in the same order.
+"""Collectives: functions that exchange values between the workers of a run. Every worker calls them, in one order.
 
-With one worker they return what they are given, and torch.distributed is not needed.
+With one worker they return their argument, and torch.distributed is not needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def all_of(value: T, context: Context) -> list[T]:
-    """Every worker's value, by rank, on every worker. Values are pickled."""
+    """The values of all workers, by rank, on every worker. Values are pickled."""
     if context.world_size == 1:
         return [value]
     values: list[Any] = [None] * context.world_size
@@ -28,7 +28,7 @@ def all_of(value: T, context: Context) -> list[T]:
 
 
 def first_workers(value: T, context: Context) -> T:
-    """The first worker's value, on every worker. It is pickled."""
+    """The value of the first worker, on every worker. It is pickled."""
     if context.world_size == 1:
         return value
     values = [value]
@@ -39,13 +39,13 @@ def first_workers(value: T, context: Context) -> T:
 def made_by_first(
     make: Callable[[Callable[[], None]], T], context: Context, sign_of_life: Callable[[], object]
 ) -> T:
-    """What ``make`` gives on the first worker, on every worker; it may take long.
+    """Calls ``make`` on the first worker, and returns its result on all workers. ``make`` may take long.
 
-    ``make`` is given a function to call now and then, with which all workers give a ``sign_of_life``. So none waits in
-    an exchange, whose time is limited, for longer than the first one works between two calls.
+    A collective fails when a worker waits in it for too long. So ``make`` gets a function that it calls now and then,
+    upon which all workers call ``sign_of_life`` and wait again.
 
-    What ``make`` raises ends the waiting of the others too: a UserError is raised on all workers, and for any other
-    exception they raise ``torch.distributed.DistError``, as they do where the first worker is lost.
+    An exception in ``make`` ends the waiting of the others too: a UserError is raised on all workers, and for any other
+    exception they raise ``torch.distributed.DistError``, as they do when the first worker is lost.
     """
     if context.rank == 0:
         is_heard = True
@@ -60,7 +60,7 @@ def made_by_first(
         try:
             made = make(still_at_work)
         except Exception as error:
-            if is_heard:  # else it is an error of the exchange, and another one would fail too
+            if is_heard:  # otherwise the exchange itself failed, and another one would fail too
                 refusal = error if isinstance(error, UserError) else None
                 first_workers(_News(refusal=refusal, failure=f"{type(error).__name__}: {error}"), context)
             raise
@@ -78,7 +78,7 @@ def made_by_first(
 
 
 class _News(NamedTuple):
-    """What the first worker says of what it makes; at first that it is still at work."""
+    """A message of the first worker about the value that it makes. By default: it is still at work."""
 
     is_made: bool = False
     made: Any = None
@@ -87,7 +87,7 @@ class _News(NamedTuple):
 
 
 def gathered_on_first(value: T, context: Context) -> list[T] | None:
-    """Every worker's value, by rank, on the first worker; None on the others. Tensors are moved to the CPU."""
+    """The values of all workers, by rank, on the first worker; None on the others. Tensors are moved to the CPU."""
     if context.world_size == 1:
         return [value]
     values: list[Any] | None = [None] * context.world_size if context.rank == 0 else None
@@ -96,9 +96,9 @@ def gathered_on_first(value: T, context: Context) -> list[T] | None:
 
 
 def together(act: Callable[[], T], context: Context) -> T:
-    """Calls ``act`` on every worker, and gives its result there.
+    """Calls ``act`` on every worker, and returns each worker's own result.
 
-    Where it raises a UserError on some workers, the one of the first of them is raised on all.
+    If it raises a UserError on some workers, the error of the first of these is raised on all.
     """
     result, error = None, None
     try:
@@ -112,9 +112,10 @@ def together(act: Callable[[], T], context: Context) -> T:
 
 
 def on_this_worker(items: Iterable[T], context: Context) -> Iterator[T]:
-    """Yields the items, which other workers do not see.
+    """Yields items that only this worker iterates over.
 
-    A UserError meanwhile is marked: without this worker the others do not get out of their next exchange.
+    A UserError meanwhile is marked (``others_wait``), because the other workers will wait for this one in their next
+    exchange.
     """
     try:
         yield from items
@@ -124,21 +125,21 @@ def on_this_worker(items: Iterable[T], context: Context) -> Iterator[T]:
 
 
 def add_over_workers(tensor: Tensor, context: Context) -> Tensor:
-    """Sums a tensor over the workers, in place; returns it."""
+    """Sums a tensor over the workers, in place, and returns it."""
     if context.world_size > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def least_over_workers(tensor: Tensor, context: Context) -> Tensor:
-    """Takes the smallest of the workers' values, entry by entry and in place; returns the tensor."""
+    """Takes the minimum over the workers, entry by entry and in place, and returns the tensor."""
     if context.world_size > 1:
         dist.all_reduce(tensor, dist.ReduceOp.MIN)
     return tensor
 
 
 def add_all_over_workers(tensors: Sequence[Tensor], context: Context) -> None:
-    """Sums tensors of one dtype over the workers, in place, in one message and not in hundreds."""
+    """Sums tensors of one dtype over the workers, in place, in a single message."""
     if context.world_size > 1:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
@@ -149,14 +150,14 @@ def add_all_over_workers(tensors: Sequence[Tensor], context: Context) -> None:
 
 
 def copy_from_first(tensors: Iterable[Tensor], context: Context) -> None:
-    """Overwrites every worker's tensors with those of the first one."""
+    """Overwrites the tensors of every worker with those of the first one."""
     if context.world_size > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 def _on_cpu(value: Any) -> Any:
-    """Tensors as they are pickled: on no GPU."""
+    """The value with its tensors on the CPU, where they can be unpickled by any worker."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The Context: everything that the training loop knows about the world outside."""
+"""The Context: the interface through which the training loop sees its surroundings."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from nfnet_ray.training.form.forms import Choice
 from nfnet_ray.training.form.kept import KeptGraphs
 
 Metrics = Mapping[str, float]
-# The training time that a failure loses at most, since the end of an epoch is saved anyway.
+# A failure loses at most this much training time. The end of an epoch is saved in any case.
 SECONDS_BETWEEN_CHECKPOINTS = 600.0
 
 
 class FormNotes(Protocol):
-    """What the timing of forms notes for others, and for a process that takes over."""
+    """Notes that are left while forms are timed, for other runs and for a process that takes over after a failure."""
 
     def begin_compiling(self, form: str) -> bool:
         """Notes that this form is compiled and timed next.
 
-        False: it must be left out, since twice a process has ended while it did this.
+        Returns False if the form has to be left out, because a process has ended twice while doing this.
         """
 
     def end_form(self) -> None:
-        """Notes that a form was timed, or has failed."""
+        """Notes that a form has been timed, or has failed."""
 
 
 class Context(Protocol):
-    """One worker's surroundings. There is one implementation for plain processes and two for Ray."""
+    """The surroundings of one worker. There is one implementation for plain processes, and there are two for Ray."""
 
     @property
     def rank(self) -> int:
-        """This worker's number, 0 to ``world_size - 1``."""
+        """The number of this worker, 0 to ``world_size - 1``."""
 
     @property
     def world_size(self) -> int:
@@ -53,8 +53,8 @@ class Context(Protocol):
     def replicas(self) -> int:
         """The number of equal shares of a batch: ``world_size``, or more while workers are missing.
 
-        The workers that are there then also take the shares of the missing ones, one after the other, so that the
-        order, the batch and SAM's groups do not change.
+        The workers that are present then also compute the shares of the missing ones, one after the other, so that the
+        order of images, the batch and SAM's groups do not change.
         """
 
     @property
@@ -63,34 +63,34 @@ class Context(Protocol):
 
     @property
     def gpu_share(self) -> float:
-        """The part of its GPU that this worker may use: 1, or less where other workers use the same GPU."""
+        """The share of its GPU that this worker may use: 1, or less if other workers use the same GPU."""
 
     @property
     def threads(self) -> int:
-        """CPU threads of this worker, for arithmetic and for decoding."""
+        """The number of CPU threads of this worker, for arithmetic and for decoding."""
 
     @property
     def shares_batches(self) -> bool:
-        """Whether other processes of this node may train on the same batches, so that looking for them pays."""
+        """Whether other processes of this node may train on the same batches, so that it pays to look for them."""
 
     @property
     def store(self) -> CheckpointStore | None:
-        """The store of this run's checkpoints, which all workers share; None: none are kept."""
+        """The store of this run's checkpoints, which all workers share; None if no checkpoints are saved."""
 
     @property
     def compiled_files(self) -> CompiledFiles | None:
-        """What other runs have compiled, and this one may read and add to; None: it compiles for itself alone."""
+        """Code that other runs have compiled, which this run may load and add to; None if runs do not share it."""
 
     @property
     def kept_graphs(self) -> KeptGraphs | None:
-        """What the run before has captured in this process; None: each run captures for itself.
+        """The graphs that the previous run of this process has captured; None if each run captures its own.
 
-        A run that uses it overwrites the network that the run before has returned.
+        A run that uses them overwrites the network that the previous run has returned.
         """
 
     @property
     def seconds_between_checkpoints(self) -> float | None:
-        """Seconds between checkpoints within an epoch; None: checkpoint only at the end of each epoch."""
+        """Seconds between checkpoints within an epoch; None: a checkpoint only at the end of each epoch."""
 
     def agreed_form(
         self,
@@ -98,34 +98,36 @@ class Context(Protocol):
         choose: Callable[[FormNotes], Choice],
         sign_of_life: Callable[[], object],
     ) -> Choice:
-        """The form in which all runs of a ``shape`` are trained that are compared with this one.
+        """The form in which this run trains, and every run of the same ``shape`` that is compared with it.
 
-        The first of them finds it out with ``choose``, which takes its time, and tells its argument what it does. Only
-        the first worker calls this. ``sign_of_life`` is called after each form, and every second while it waits for
-        another run.
+        The first of these runs calls ``choose``, which may take minutes and leaves notes through its argument. The
+        others wait for the result. ``sign_of_life`` is called after each form, and every second while waiting. Only the
+        first worker calls this method.
         """
 
     def report(self, metrics: Metrics, texts: Mapping[str, str]) -> None:
-        """Reports one epoch's metrics. Every worker calls it; it may not return (early stopping).
+        """Reports one epoch's metrics. Every worker calls it. With early stopping it may never return.
 
-        ``texts`` may have ``correct_images``, a :class:`nfnet_ray.correct_images.CorrectImages` where the run finishes
-        or pauses, ``clipping``, a :class:`nfnet_ray.clipping.Clipping` of the steps since the one before, and
-        ``conditions``, those of :mod:`nfnet_ray.training.measurement.conditions`, in the first report of a process, and
-        ``system``, how busy the nodes were (:mod:`nfnet_ray.training.measurement.system`).
+        ``texts`` may have these keys:
+
+        * ``correct_images``: a :class:`nfnet_ray.correct_images.CorrectImages`, if the run finishes or pauses here;
+        * ``clipping``: a :class:`nfnet_ray.clipping.Clipping` of the steps since the last one;
+        * ``conditions``: see :mod:`nfnet_ray.training.measurement.conditions`; in the first report of a process;
+        * ``system``: how busy the nodes were (:mod:`nfnet_ray.training.measurement.system`).
         """
 
     def progress(self, epochs: float) -> None:
-        """Notes the number of epochs done, a fraction included. Called after every step, so it has to be cheap."""
+        """Notes the number of epochs done, with a fraction. It is called after every step, so it has to be cheap."""
 
     def should_stop(self) -> bool:
-        """Whether to save a checkpoint and stop soon: the machine is being reclaimed, or someone asked for it.
+        """Whether to save a checkpoint and stop, because the machine is being reclaimed or somebody has asked for it.
 
-        Called at least every few seconds. If one worker returns True, all stop.
+        It is called at least every few seconds. If it returns True on one worker, all workers stop.
         """
 
 
 class NotesForNobody:
-    """The FormNotes of a run that is compared with no other one."""
+    """The FormNotes of a run that is not compared with others."""
 
     def __init__(self, sign_of_life: Callable[[], object] = lambda: None) -> None:
         self._sign_of_life = sign_of_life
@@ -142,14 +144,15 @@ class PlainContext:
     """A Context for a notebook, a test or a bare machine: one process, no Ray.
 
     Args:
-        device: default: a GPU if there is one.
-        gpu_share: the part of the GPU that this process may use.
-        threads: default: one for each core that this process may use.
-        checkpoints: a folder or a URI of checkpoints, to save and to resume from; without it nothing is saved.
-        kept: the number of checkpoints that are not removed.
-        seconds_between_checkpoints: within an epoch; None: only at the ends of epochs.
-        shares_batches: with other processes of this machine that train on the same ones (docs/data.md).
-        on_report: called with each epoch's metrics.
+        device: where to train; by default a GPU if there is one.
+        gpu_share: the share of the GPU that this process may use.
+        threads: the number of CPU threads; by default one for each core that this process may use.
+        checkpoints: a folder or a URI in which checkpoints are saved, and from which the run resumes; None saves none.
+        kept: the number of checkpoints to keep.
+        seconds_between_checkpoints: the time between checkpoints within an epoch; None saves only at the end of epochs.
+        shares_batches: whether to share batches with other processes of this machine that train on the same ones
+            (docs/data.md).
+        on_report: a function that is called with each epoch's metrics.
     """
 
     rank = 0
@@ -180,7 +183,7 @@ class PlainContext:
         self.correct_images: CorrectImages | None = None
         """The validation images that were correct when the run finished or paused."""
         self.clipping: dict[int, Clipping] = {}
-        """{epoch: what AGC clipped since the record before}."""
+        """{epoch: the units that AGC clipped since the previous entry}."""
         self._stop = threading.Event()
 
     def agreed_form(
@@ -200,18 +203,18 @@ class PlainContext:
         self._on_report(metrics)
 
     def progress(self, epochs: float) -> None:
-        """Nobody watches."""
+        """Does nothing."""
 
     def should_stop(self) -> bool:
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """Asks the run to save a checkpoint and stop; may be called from any thread."""
+        """Asks the run to save a checkpoint and stop. May be called from any thread."""
         self._stop.set()
 
     @contextmanager
     def stopped_by(self, *signals: signal.Signals) -> Generator[None]:
-        """Within it, the first signal stops the run with a checkpoint; a second one has its usual effect.
+        """A context in which the first of these signals stops the run with a checkpoint. A second one acts as usual.
 
         For the main thread: ``with context.stopped_by(signal.SIGTERM, signal.SIGINT): train(recipe, context)``.
         """

@@ -1,4 +1,4 @@
-"""An epoch's metrics of its images: their size, if it grows, who made the batches, and the number of damaged ones."""
+"""An epoch's metrics about its images: their size if it grows, the share of shared batches, the damaged ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nfnet_ray.training.context import Context
 def loading_metrics(
     recipe: DataRecipe, train_loader: TrainLoader, eval_loader: EvalLoader, epoch: int, context: Context
 ) -> dict[str, float]:
-    """``image_size`` in pixels if images grow; ``damaged_train_images`` and ``damaged_validation_images`` if skipped.
+    """The metrics of an epoch about its images. Collective: every worker calls it.
 
-    ``shared_batches``: the share of the epoch's batches that this worker took from other processes, if there were any.
-
-    The numbers of damaged ones count the different samples that all workers together have met since the run started; a
-    sample that two workers met counts once. Collective: every worker calls it.
+    * ``image_size``: in pixels, if images grow;
+    * ``shared_batches``: the share of the batches that this worker took from other processes, if there are any;
+    * ``damaged_train_images`` and ``damaged_validation_images``, if damaged images are skipped: the number of damaged
+      samples that all workers have met since the run started. A sample that two workers met counts once.
     """
     metrics: dict[str, float] = {}
     if recipe.progressive.start_size is not None:
@@ -32,19 +32,19 @@ def loading_metrics(
 
 
 def damaged_so_far(train_loader: TrainLoader, eval_loader: EvalLoader) -> dict[str, dict[int, str]]:
-    """This worker's damaged samples, for a checkpoint."""
+    """The damaged samples that this worker has met, for a checkpoint."""
     return {"train": train_loader.damaged, "validation": eval_loader.damaged}
 
 
 def remember_damaged(
     train_loader: TrainLoader, eval_loader: EvalLoader, of_workers: Iterable[Mapping[str, Mapping[int, str]]]
 ) -> None:
-    """Restores :func:`damaged_so_far` of all workers."""
+    """Restores the :func:`damaged_so_far` of all workers."""
     for damaged in of_workers:
         train_loader.remember_damaged(damaged["train"])
         eval_loader.remember_damaged(damaged["validation"])
 
 
 def _count(indices: Iterable[int], context: Context) -> int:
-    """How many different numbers all workers have together."""
+    """The number of different indices that all workers have together."""
     return len(set().union(*all_of(set(indices), context)))

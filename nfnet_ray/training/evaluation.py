@@ -26,12 +26,17 @@ from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 logger = logging.getLogger(__name__)
 
 SIGNAL_IMAGES = 32  # enough for a mean over images and pixels
-EVAL_BATCH_SIZE = 256  # images a worker holds at once; no result depends on it but for rounding
+EVAL_BATCH_SIZE = 256  # images that a worker evaluates at once; it changes results only by rounding
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``metrics``: top-1 and top-5 as fractions and the mean cross-entropy. ``images``: what top-1 is the mean of."""
+    """The result of an evaluation.
+
+    Attributes:
+        metrics: top-1 and top-5 accuracy as fractions, and the mean cross-entropy.
+        images: which images were classified correctly; their mean is the top-1 accuracy.
+    """
 
     metrics: dict[str, float]
     images: CorrectImages
@@ -41,11 +46,11 @@ class Evaluation:
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], images: int, recipe: Recipe, context: Context
 ) -> Evaluation:
-    """Evaluates a model on the images of all workers, of which there are ``images``.
+    """Evaluates a model on the batches of all workers, which have ``images`` images in all.
 
-    Each image counts exactly once, on any number of workers. A single crop, no test-time augmentation. A batch that
-    does not fit the memory is evaluated in parts: images may be large where a step has few of them. Leaves the model in
-    evaluation mode.
+    Each image counts exactly once, on any number of workers. There is a single crop, without test-time augmentation. A
+    batch that does not fit into memory is evaluated in parts, since a Recipe of large images may train on few at a
+    time. Leaves the model in evaluation mode.
     """
     model.eval()
     tally = Tally(images, context)
@@ -62,7 +67,7 @@ def evaluate(
 
 
 def _logits(model: nn.Module, batch: Batch, most: int, recipe: Recipe, context: Context) -> Tensor | None:
-    """Logits (N, classes) of a batch, ``most`` images at a time; None where that many do not fit the memory."""
+    """Logits (N, classes) of a batch, computed for ``most`` images at a time; None if these do not fit into memory."""
     parts = (
         [batch]
         if len(batch.labels) <= most
@@ -81,12 +86,12 @@ def _logits(model: nn.Module, batch: Batch, most: int, recipe: Recipe, context: 
 
 
 class Tally:
-    """Counts what a network makes of the images of all workers, of which there are ``images``."""
+    """Counts the correct answers and sums the losses of the images of all workers, ``images`` in all."""
 
     def __init__(self, images: int, context: Context) -> None:
         self._context = context
         self._sums = torch.zeros(4, dtype=torch.float64, device=context.device)
-        # Of each image 1 if it was correct, and 1 if it was measured at all.
+        # For each image: 1 if it was classified correctly, and 1 if it was evaluated at all.
         self._by_image = torch.zeros(2, images, dtype=torch.uint8, device=context.device)
 
     def add(self, logits: Tensor, batch: Batch) -> None:
@@ -104,7 +109,7 @@ class Tally:
         measured.index_fill_(0, rows, 1)  # for measured[rows] = 1 torch 2.11 would wait for the device
 
     def result(self) -> Evaluation:
-        """Over all workers, who have to call this together."""
+        """The evaluation over all workers. Collective: every worker calls it."""
         top1, top5, loss_sum, count = add_over_workers(self._sums, self._context).tolist()
         metrics = {
             METRIC: top1 / count,
@@ -116,20 +121,20 @@ class Tally:
 
 
 def pixels_of(batch: Batch, recipe: Recipe) -> Tensor:
-    """The images of a batch as networks take them, in the Recipe's precision and memory format."""
+    """The images of a batch as the input of a network, in the Recipe's precision and memory format."""
     return normalise(batch.images, MEMORY_FORMATS[recipe.memory_format]).to(DTYPES[recipe.precision])
 
 
 def autocast(recipe: Recipe, context: Context) -> torch.autocast:
-    """In it a network computes in the Recipe's precision."""
+    """A context in which a network computes in the Recipe's precision."""
     return torch.autocast(context.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
 def evaluate_signal(model: nn.Module, batches: Iterable[Batch], recipe: Recipe) -> dict[str, float]:
-    """How large the activations are, block by block, on the first validation images of this worker.
+    """Measures the size of the activations, block by block, on the first validation images of this worker.
 
-    See ``nfnet_ray.models.signal``; the metrics are called ``signal/...``. Empty on a worker that has no images, as
-    there may be where validation images are few; the first worker, which reports, has the first one.
+    The metrics are called ``signal/...`` (``nfnet_ray.models.signal``). The result is empty on a worker without images;
+    the first worker, which reports, always has some.
     """
     batch = next(iter(batches), None)
     if batch is None:

@@ -203,8 +203,7 @@ class Gradient:
         return batch.chosen(self._rows[key], rows)
 
     def _micro_batches(self, batch: TrainBatch) -> list[TrainBatch]:
-        """Cuts a batch into parts of the size of a micro-batch of a whole share. An empty batch gives one empty
-        part."""
+        """Cuts a batch into parts as large as a whole share's micro-batches. An empty batch gives one empty part."""
         share = self._recipe.batch_size // self._context.replicas
         size = math.ceil(share / self._recipe.micro_batches)
         return [batch.part(slice(start, start + size)) for start in range(0, max(1, len(batch.labels)), size)]
@@ -222,8 +221,7 @@ class Gradient:
         return _joined(results)
 
     def _ascend(self, group: TrainBatch) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns the gradient of the mean loss over the group's first images, and their losses. ``.grad`` stays as it
-        is."""
+        """The gradient of the mean loss over the group's first images, and their losses; leaves ``.grad`` as it is."""
         sam = self._recipe.optimizer.sam
         if self._scope == "global":  # the first images of the global batch, which may be on any worker
             total = share_of(self._recipe.batch_size, sam.ascent_share)
@@ -293,8 +291,7 @@ class Gradient:
         return own_N * (1 - smoothing) - log_NC.sum(dim=1) * (smoothing / logits_NC.shape[1])
 
     def _draws_of_the_descent(self) -> contextlib.AbstractContextManager[None]:
-        """For networks that draw from torch's generator: afterwards the descent draws the same numbers as the
-        ascent."""
+        """Rewinds the generator afterwards, for networks that draw from it, so that the descent draws the same."""
         devices = [self._context.device] if self._context.device.type == "cuda" else []
         return torch.random.fork_rng(devices, enabled=self.repeats_draws)
 
@@ -314,8 +311,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 @contextlib.contextmanager
 def _first_statistics(model: nn.Module) -> Generator[None]:
-    """Within the context, running statistics of batch normalisation stay as the pass at the unperturbed weights left
-    them."""
+    """A context in which batch normalisation keeps the running statistics of the pass at the unperturbed weights."""
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Whether a network of one's own can be trained as a Recipe says, found out without training it."""
+"""Checks, without training it, that a user's own network can be trained as a Recipe says."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from nfnet_ray.training.step import clipped_parameters
 
 
 def check_own_network(recipe: ResolvedRecipe, num_classes: int) -> None:
-    """Raises UserError for rates that the builder does not take, and for layers that the Recipe names in vain.
+    """Raises UserError if a user's own network does not fit the Recipe.
 
-    The latter are those of ``optimizer.agc.exclude``, and the classifier of ``model.trained``.
+    That is the case if its builder does not take the Recipe's rates, or if it lacks a layer that the Recipe names in
+    ``optimizer.agc.exclude`` or, as the classifier, in ``model.trained``.
     """
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):  # without memory
                 network = model_of(recipe.model, num_classes)
-        except UserError:  # it may make tensors on a device of its own
+        except UserError:  # the builder may place tensors on a certain device
             network = model_of(recipe.model, num_classes)
     freeze(network, recipe.model)
     clipped_parameters(network, recipe)

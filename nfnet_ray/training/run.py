@@ -1,4 +1,4 @@
-"""All parts of a run on one worker, and the state that a checkpoint saves and restores."""
+"""The parts of a run on one worker, and the state that a checkpoint saves and restores."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ from nfnet_ray.training.step import TrainStep
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is: ``epoch`` epochs are finished, and ``batches`` of the next one."""
+    """How far a run has got: it has finished ``epoch`` epochs, and ``batches`` batches of the next one."""
 
     epoch: int = 0
     batches: int = 0
     train_seconds_before: float = 0.0
-    """``train_seconds`` when this epoch began."""
+    """The run's ``train_seconds`` when this epoch began."""
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The metrics of the last finished epoch."""
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What is reported with them, as text: see :meth:`nfnet_ray.training.context.Context.report`."""
+    """The texts that are reported with these metrics (:meth:`nfnet_ray.training.context.Context.report`)."""
     initial: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """What was measured before the first step; it is reported with the first epoch."""
+    """Metrics that were measured before the first step, and are reported with the first epoch."""
 
     def after(self, batches: int) -> Position:
         """The position in the same epoch after ``batches`` of its batches."""
@@ -61,11 +61,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Spent:
-    """What was spent before a run began, in earlier runs that it counts on from.
+    """The time and energy of earlier runs, to which a new run adds its own.
 
     Attributes:
-        clock: a :meth:`Clock.state`.
-        joules: the energy of the GPUs.
+        clock: the :meth:`Clock.state` of the earlier run.
+        joules: the energy that its GPUs have used, in joules.
     """
 
     clock: Mapping[str, float]
@@ -74,14 +74,14 @@ class Spent:
 
 @dataclass
 class Run:
-    """All parts of a run on one worker."""
+    """The parts of a run on one worker."""
 
     recipe: ResolvedRecipe
-    """The Recipe that is trained: every value is filled in, and the form of a step is chosen."""
+    """The Recipe with every value filled in and the form of a step chosen."""
     settings: Mapping[str, Any]
-    """Its values before the form was chosen: those that a checkpoint keeps, and is compared with."""
+    """The Recipe's values before the form was chosen, which a checkpoint saves and is compared with."""
     choice: Choice
-    """The form, and what was measured to choose it."""
+    """The form of a step, and the measurements by which it was chosen."""
     context: Context
     saver: Saver
     dataset: Dataset
@@ -90,7 +90,7 @@ class Run:
     model: nn.Module
     step: TrainStep
     captured_step: CapturedStep[Any]
-    """What does the steps: those of all lanes, where the run is one of a cohort."""
+    """The object that does the steps. In a cohort it does those of all lanes."""
     clock: Clock
     meter: Meter
     system: SystemMeter
@@ -98,21 +98,22 @@ class Run:
     sums: EpochSums
     agreement: Agreement
     lanes: int | None = None
-    """The number of lanes of the cohort that trains it; None if it is trained alone."""
+    """The number of lanes of the cohort that trains this run; None if it is trained alone."""
     has_told_conditions: bool = False
-    """Whether the conditions of this process are in a report: they are told once."""
+    """Whether this process has reported its conditions, which it does once."""
 
     def conditions(self) -> dict[str, str]:
-        """``conditions`` as text for the first report of this process; empty for later ones."""
+        """{"conditions": their text} for the first report of this process, and an empty dictionary for later ones."""
         if self.has_told_conditions:
             return {}
         self.has_told_conditions = True
         return {"conditions": conditions_text(self.recipe, self.context, self.lanes, self.captured_step.form)}
 
     def warm_up(self, batch: TrainBatch) -> None:
-        """Has the step compile, choose its algorithms and be captured now, by passes whose results are thrown away.
+        """Compiles the step, chooses its algorithms and captures it, by passes whose results are discarded.
 
-        What other runs have compiled is used, and the first worker of the first run hands on what it has compiled.
+        Loads the code that another run has compiled, if there is any. Otherwise the first worker saves its own for
+        others.
         """
         files = self.context.compiled_files if self.recipe.compile else None
         name = file_name(
@@ -124,21 +125,21 @@ class Run:
         if files and self.context.rank == 0:
             files.save(name)
 
-    # ---- What the next run of this process may use ------------------------------------------------------------------
+    # ---- Graphs that the next run of this process may replay --------------------------------------------------------
 
     def memory(self) -> Iterator[Tensor]:
-        """All on the device that a captured step reads or writes and that belongs to this run."""
+        """The tensors of this run that a captured step reads or writes."""
         yield from (*self.step.tensors(), *self.step.numbers(), *self.sums.tensors())
 
     def take_graphs(self) -> None:
-        """Replays the graphs of the run before, if its steps were the same but for their numbers."""
+        """Takes over the graphs of the previous run, if its steps differ from this run's only in their numbers."""
         kept = self.context.kept_graphs
         captured = kept and kept.take(self.recipe, self.memory(), reads_drop_rates=self.step.reads_drop_rates)
         if captured:
             self.captured_step.replay_from(captured)
 
     def leave_graphs(self) -> None:
-        """Leaves its graphs to the next run. This one does no more steps."""
+        """Leaves the graphs to the next run. This run does no more steps."""
         kept = self.context.kept_graphs
         if kept and self.lanes is None:
             kept.keep(
@@ -148,10 +149,10 @@ class Run:
                 reads_drop_rates=self.step.reads_drop_rates,
             )
 
-    # ---- What a checkpoint keeps, and how it is restored ------------------------------------------------------------
+    # ---- The state in a checkpoint, and how it is restored ----------------------------------------------------------
 
     def save(self, at: Position, *, paused: bool = False) -> None:
-        """Keeps a checkpoint of this moment. All workers call it together."""
+        """Saves a checkpoint of this moment. Collective: every worker calls it."""
         together(self.dataset.check_unchanged, self.context)
         metric = at.metrics[METRIC] if at.batches == 0 else None
         self.saver.save(
@@ -163,7 +164,7 @@ class Run:
         )
 
     def state_dict(self, at: Position, *, paused: bool) -> dict[str, Any]:
-        """The state that all workers share. ``paused``: the run ends here, as it was asked to."""
+        """The state that all workers share. ``paused`` says that the run pauses or stops here."""
         return {
             "recipe": dict(self.settings),
             "data": self.dataset.fingerprint,
@@ -176,7 +177,7 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Position:
-        """Restores a :meth:`state_dict`; returns the position that it is of."""
+        """Restores a :meth:`state_dict`, and returns its position."""
         self.model.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
         self.clock.resume(state["clock"])
@@ -186,7 +187,7 @@ class Run:
         return Position(**state["position"])
 
     def own_state_dict(self) -> dict[str, Any]:
-        """This worker's state, which differs from that of the others within an epoch."""
+        """The state of this worker alone, which within an epoch differs between workers."""
         return {
             "generators": generators(self.context.device),
             "sums": self.sums.state_dict(),
@@ -197,7 +198,7 @@ class Run:
     def load_own_state_dicts(self, states: Sequence[Mapping[str, Any]], at: Position) -> None:
         """Restores the :meth:`own_state_dict` of all workers, within an epoch.
 
-        Where the number of workers has changed, each one draws dropout anew, as it would at the start of the epoch.
+        If the number of workers has changed, each worker seeds its generators as at the start of the epoch.
         """
         context = self.context
         torch.manual_seed(network_seed(self.recipe.seed, at.epoch, context.rank))
@@ -221,15 +222,25 @@ def open_run(
     beside: Run | None = None,
     lanes: int = 1,
 ) -> tuple[Run, Position]:
-    """The parts of a run, new or restored from the latest checkpoint, and its position.
+    """Makes the parts of a run, new or restored from the latest checkpoint. Returns the run and its position.
 
-    A new one counts its time and energy on from ``spent``; a checkpoint has that in it already. Batches are shared
-    through ``sharing`` with other processes of the node; None: they are not. ``beside`` is a run of the same batches in
-    this process, whose loaders and form the new one has too; they are of as many ``lanes`` of a cohort.
+    Sets all switches of this process that can change a result. Reports the metrics of the checkpoint's epoch again,
+    because the first report may have been lost with the worker.
 
-    ``recipe`` has its model's published values filled in, and its weights pinned. All switches of this process that can
-    change a result are set. The metrics of the checkpoint's epoch are reported again: the first report may have been
-    lost with the worker. Raises UserError for a checkpoint of another Recipe or other data.
+    Args:
+        recipe: the Recipe, with the published values of its model filled in and its weights pinned.
+        dataset: the images.
+        context: where the run takes place.
+        clock: the clock of the run.
+        saver: saves its checkpoints and finds the latest one.
+        sharing: shares batches with other processes of the node; None: the run loads its own.
+        spent: the time and energy of earlier runs, to which a new run adds its own. A checkpoint includes them already.
+        force_resume: warns of a checkpoint of another Recipe or of other data, and restores it.
+        beside: a run of this process on the same batches, whose loaders and form the new run uses too.
+        lanes: the number of lanes of the cohort to which both belong.
+
+    Raises:
+        UserError: the checkpoint is of another Recipe or of other data.
     """
     _keep_to_its_part_of_a_gpu(context)
     if context.kept_graphs:
@@ -237,7 +248,7 @@ def open_run(
     before = saver.latest()
     if before:
         check_same(before, recipe, dataset.fingerprint, force=force_resume)
-    # What it sets as it is imported, in the first run of this process alone, is overridden in all of them.
+    # Importing a network's code may set switches, in the first run of a process alone. They are overridden below.
     together(lambda: import_code_of(recipe.model), context)
     choice = beside.choice if beside else chosen_form(recipe, dataset, context, clock, before, lanes)
     if beside:
@@ -263,12 +274,13 @@ def open_run(
 
 
 def _keep_to_its_part_of_a_gpu(context: Context) -> None:
-    """Lets this process have no more of a GPU's memory than its part: what it asks for beyond that is "out of memory".
+    """Limits this process to its share of a GPU's memory: a request beyond that fails as "out of memory".
 
-    To choose, cuDNN tries algorithms with workspaces of up to all memory that is free (torch's Conv_v8.cpp), and less
-    where it gets less. Without a limit another worker of the GPU, which needs its memory meanwhile, would fail.
+    To choose an algorithm, cuDNN tries workspaces of up to all free memory (torch's Conv_v8.cpp), and smaller ones if
+    it gets less. Without the limit, another worker of the GPU that needs its memory meanwhile would fail.
     """
-    if context.device.type == "cuda" and context.gpu_share < 1:  # else a limit of the environment holds
+    # With a whole GPU a limit in the environment stays in force.
+    if context.device.type == "cuda" and context.gpu_share < 1:
         torch.cuda.set_per_process_memory_fraction(context.gpu_share, context.device.index)
 
 
@@ -286,7 +298,7 @@ def _built(
     if beside:
         train_loader, eval_loader = beside.train_loader, beside.eval_loader
     else:
-        # One worker's copy of the data may be damaged, which it finds where images stay in memory.
+        # If images stay in memory they are decoded here, and a worker may find that its copy of the data is damaged.
         train_loader, eval_loader = together(lambda: _loaders(recipe, dataset, context, sharing), context)
     model = together(lambda: _model(recipe, len(dataset.class_names)), context)
     place(model, recipe, context.device)
@@ -315,7 +327,7 @@ def _built(
 
 
 def _model(recipe: ResolvedRecipe, classes: int) -> nn.Module:
-    """The network with the weights that training begins with."""
+    """The network with its initial or pretrained weights."""
     model = model_of(recipe.model, classes)
     start_from(model, recipe.model)
     return model

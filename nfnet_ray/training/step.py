@@ -233,8 +233,7 @@ class TrainStep:
             yield self._gradient.drop_rates
 
     def unify_statistics(self) -> None:
-        """Copies the running statistics of normalisation layers, if there are any, from the first worker to all
-        others."""
+        """Copies the running statistics of normalisation layers, if any, from the first worker to the others."""
         copy_from_first(self._statistics(), self._context)
 
     def own_statistics(self) -> list[Tensor]:

@@ -1,9 +1,9 @@
-"""A process that runs the beginning of a trial on its real data, and says how long each part took.
+"""A process that runs the beginning of a trial on its real data, and measures how long each part takes.
 
 ``python -m nfnet_ray.training.trial_probe`` reads a JSON object from standard input (``recipe``: the Recipe's values,
-``threads``, ``workers`` of the trial, and ``gpu``: whether it runs on one) and writes one JSON object a line, each as
-soon as it is known, so that whoever started it (:mod:`nfnet_ray.study.cost.probe_process`) has what was measured until
-then if it ends the process.
+``threads``, ``workers`` of the trial, and ``gpu``: whether the trial runs on a GPU). It writes a line with a JSON
+object after each measurement. So the process that started it (:mod:`nfnet_ray.study.cost.probe_process`) may end it at
+any time, and keeps the measurements until then.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ from nfnet_ray.training.run import Position, Run, open_run
 
 MOST_STEPS = 20
 SECONDS_OF_STEPS = 20.0
-# After the first steps, which also fill caches.
+# Not timed, because these steps also fill caches.
 FIRST_STEPS = 2
-# Forward, of a step on a CPU: larger batches are cut, as their images take about the same time each.
+# In the forward pass of a step on a CPU. Larger batches are cut, since the time of a step is proportional to its
+# images.
 LARGEST_FORWARD_MULTIPLY_ADDS = 5e9
 EVALUATED_BATCHES = 2
 
 
 def main() -> None:
-    """Measures, and writes what it has measured."""
+    """Reads the trial, measures its parts, and writes the measurements."""
     asked = json.load(sys.stdin)
     say({"imported": True})
     with tempfile.TemporaryDirectory(prefix="nfnet_ray-probe-") as folder:
-        # Else a GPU that torch cannot use would be taken for none, and the pace of the cores for that of the GPU.
+        # Not left to the default: if torch could not use the GPU, the pace of the cores would be taken for that of the
+        # GPU.
         device = torch.device("cuda" if asked["gpu"] else "cpu")
         context = PlainContext(checkpoints=folder, threads=asked["threads"], device=device)
         asked_recipe = with_published_values(Recipe.from_values(asked["recipe"]))
@@ -54,7 +56,7 @@ def main() -> None:
         dataset = open_dataset(recipe.data.path)
         recipe = recipe.with_values(probe_batch(recipe, dataset, context, asked["workers"]))
         if recipe.compile == "auto":
-            # Compiling may take longer than a probe may; the trial is at most as slow as without.
+            # Compiling may take longer than a probe may. The trial will not be slower than without it.
             recipe = recipe.with_values({"compile": False})
         with Saver(context) as saver:
             run, at = open_run(recipe, dataset, context, Clock(), saver, force_resume=False)
@@ -64,7 +66,7 @@ def main() -> None:
 
 
 def probe_batch(recipe: Recipe, dataset: Dataset, context: PlainContext, workers: int) -> dict[str, int]:
-    """The batch of the probe, as values of a Recipe: a worker's share; on a CPU at most what takes seconds."""
+    """The batch of the probe, as values of a Recipe: a worker's share, but on a CPU no more than takes some seconds."""
     share = max(1, recipe.batch_size // workers)
     if context.device.type == "cpu":
         resolved = resolve(recipe)
@@ -113,7 +115,7 @@ def _measure_training(run: Run) -> None:
 
 
 def _batches(run: Run) -> Iterator[TrainBatch]:
-    """Batches of the first epoch, again and again where it has few."""
+    """Yields the batches of the first epoch, again and again if there are few."""
     return itertools.chain.from_iterable(run.train_loader.epoch(0) for _ in itertools.count())
 
 
@@ -136,7 +138,7 @@ def _measure_checkpoint(run: Run, at: Position) -> None:
 
 
 def say(measured: dict[str, Any]) -> None:
-    """Writes what was measured, at once."""
+    """Writes a measurement, without buffering."""
     print(json.dumps(measured), flush=True)
 
 

@@ -1,13 +1,13 @@
-"""A worker that hangs: found by a deadline, its stacks written down, its process ended.
+"""The watchdog of a worker: it ends the process of a worker that hangs, and writes down its stacks.
 
-A GPU that never answers, a file system that never comes back, a library that waits for itself: no error is raised,
-and the other workers wait for this one. So each worker has a thread that looks at its clock. Where that shows no
-sign of life for too long, the thread writes down what all threads of the process are doing and ends the process,
-and whoever started it starts it again. The workers that wait for the hanging one have stopped just as long ago, and
-write theirs at the same time; each stays for a while before it ends, so that none is cut off by another's end.
+A worker may hang without an error: a GPU or a file system does not answer, or a library waits for itself. The other
+workers then wait for this one. So each worker has a thread that looks at the worker's clock. If there has been no sign
+of life for too long, the thread writes down the stacks of all threads and ends the process, which is then started
+again. The watchdogs of the waiting workers write their stacks at the same time. Each process stays for a while before
+it ends, so that none is ended by the end of another one first.
 
-Needs neither torch nor a network. If the interpreter itself is stuck, in a library that does not release its lock,
-the thread cannot run; then faulthandler's, which needs no interpreter, writes to standard error and ends the process.
+The watchdog needs neither torch nor a network. If a library hangs while it holds the interpreter's lock, the thread
+cannot run. Then the thread of faulthandler, which needs no interpreter, writes to standard error and ends the process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from nfnet_ray.training.measurement.clock import Clock, Phase
 
 SECONDS_OF_SILENCE = 600.0  # as long as an operation of NCCL may take by default
-# Data that is decoded once, compilation: before the first step much may take long that is not hanging.
+# How much more patient the watchdog is in these phases: decoding all data and compiling may take long.
 SLOW_PHASES: dict[Phase, float] = {"startup": 3.0, "warmup": 3.0}
 SECONDS_TO_STAY = 10.0
 EXIT_HUNG = 70  # EX_SOFTWARE of sysexits.h
@@ -39,7 +39,7 @@ _WAITS_FOR_OTHERS = (
 
 @dataclass(frozen=True)
 class Hang:
-    """A hang that a worker's watchdog found. The worker to blame has the fewest ``heartbeats``."""
+    """A hang that a watchdog has found. Of several workers, the one with the fewest ``heartbeats`` is to blame."""
 
     phase: str
     heartbeats: int
@@ -49,14 +49,15 @@ class Hang:
 
 
 class Watchdog:
-    """Watches a clock from a thread. A context manager: it watches as long as it is entered.
+    """Watches a clock from a thread. It is a context manager, and watches while it is entered.
 
     Args:
-        clock: whose ``heartbeats`` have to grow.
-        seconds: without a sign of life until the process is ended; three times as many before the first step.
-        on_hang: called before the process ends, from its own thread, since it may write to what hangs.
-        seconds_to_stay: between the writing and the end.
-        end: ends the process.
+        clock: the clock, whose ``heartbeats`` have to grow.
+        seconds: the time without a sign of life after which the process is ended; three times as long before the first
+            step.
+        on_hang: a function that is called before the process ends, in a separate thread, since it may hang as well.
+        seconds_to_stay: the time between writing the stacks and the end.
+        end: the function that ends the process.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Watchdog:
         try:
             while not self._over.wait(every):
                 now = time.monotonic()
-                # This thread stood still too: the machine slept, or somebody stopped the process.
+                # This thread did not run either: the machine slept, or the process was stopped.
                 if now - looked_at > every + self._seconds / 2:
                     heartbeats = -1
                 looked_at = now
@@ -131,7 +132,7 @@ class Watchdog:
 
 
 def stacks_of_all_threads() -> str:
-    """What every thread of this process is doing, innermost call first."""
+    """The stacks of all threads of this process, innermost call first."""
     with tempfile.TemporaryFile() as file:  # faulthandler needs a descriptor
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
@@ -139,7 +140,7 @@ def stacks_of_all_threads() -> str:
 
 
 def _waits_for_others(thread: int) -> bool:
-    """Whether a thread is in a call that ends only when other workers make theirs."""
+    """Whether a thread is in a call that returns only when other workers make the same call."""
     frame = sys._current_frames().get(thread)
     while frame is not None:
         if any(place in frame.f_code.co_filename for place in _WAITS_FOR_OTHERS):

@@ -1,12 +1,12 @@
-"""What torch.compile has made, handed from a study's first trial to the others, on whichever machine they run.
+"""Files with code that torch.compile has generated, so that a study's first trial compiles for all others.
 
-On one machine the compiler's own cache does that. A file of this module brings its entries to others: the first trial
-that has compiled a step writes it beside the study's results, complete or not at all, and later ones read it into
-their cache before they compile.
+On one machine the compiler's own cache does that. These files bring its entries to other machines: the first trial that
+has compiled a step writes a file beside the study's results, atomically, and later trials load it into their cache
+before they compile.
 
-Entries are code. So a file is believed only if its hash is the one that a worker of the same driver has announced,
-which goes through the memory of the cluster's head and not through the storage; any other file is left alone. Whatever
-goes wrong costs a compilation, and never a training.
+The entries are code that will run. So a file is loaded only if its hash is the one that a worker of the same driver has
+announced. Hashes go through the memory of the cluster's head, and not through the storage. An error costs a
+compilation, and never a training.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CompiledFiles:
-    """Where the files are, and how workers tell each other of them.
+    """The folder of the files, and the functions by which workers announce them to each other.
 
     Attributes:
         place: a path or URI that all workers share.
-        announced: the BLAKE2b hash of the file of a name, in hex, as a worker has announced it; None if none has.
+        announced: returns the BLAKE2b hash, in hex, that a worker has announced for a file; None if none has.
         announce: announces a name and a hash.
     """
 
@@ -41,24 +41,24 @@ class CompiledFiles:
     announced: Callable[[str], str | None]
     announce: Callable[[str, str], object]
     known: set[str] = field(default_factory=set)
-    """Names of files whose entries this process has."""
+    """The names of the files whose entries this process has."""
 
     def load(self, name: str) -> bool:
-        """Reads a file into the compiler's cache; whether there was a sound one that this process did not have."""
+        """Loads a file into the compiler's cache. Returns whether it was sound, and not loaded before."""
         if name in self.known:
             return False
         try:
             digest = self.announced(name)
             if digest is None:
                 return False
-            self.known.add(name)  # a bad one is not tried again either
+            self.known.add(name)  # a damaged file is not tried again either
             with storage_at(self.place).open(name) as file:
                 content = file.read()
             if _digest(content) != digest:
                 logger.warning("%s/%s is not what was written there: compiling anew", self.place, name)
                 return False
             info = torch.compiler.load_cache_artifacts(content)
-        except Exception as error:  # of a storage, of Ray, or of torch in a file of another version
+        except Exception as error:  # from a storage, from Ray, or from torch for a file of another version
             logger.warning("%s/%s cannot be used (%s): compiling anew", self.place, name, error)
             return False
         if info is None or info.empty():
@@ -70,7 +70,7 @@ class CompiledFiles:
         return True
 
     def save(self, name: str) -> bool:
-        """Writes what this process has compiled, and announces it; whether it was the first to do so."""
+        """Writes and announces the code that this process has compiled. Returns whether it was the first to do so."""
         if name in self.known:
             return False
         try:
@@ -88,10 +88,10 @@ class CompiledFiles:
 
 
 def file_name(recipe: ResolvedRecipe, images_shape: Sequence[int], workers: int, device_name: str) -> str:
-    """The name of the file for steps of a Recipe, whose form is chosen, on images (N, H, W, 3) of one worker.
+    """The name of the file for the steps of a Recipe on images (N, H, W, 3) of one worker. The form is chosen.
 
-    All that decides the graphs or their code is hashed. What is not, such as a learning rate, is no part of them. Nor
-    are an NFNet's drop rates, but for where they are 0; other networks have theirs in their code.
+    The name is a hash of all values on which the generated code depends. A learning rate is not among them. The drop
+    rates of an NFNet are not either, except for whether they are 0; other networks have theirs in their code.
     """
     model, sam = recipe.model.to_values(), recipe.optimizer.sam
     if not recipe.model.is_own and recipe.model.name not in BASELINES:

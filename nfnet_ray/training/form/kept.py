@@ -1,9 +1,9 @@
-"""What a run has captured, kept for the next run of its process, if that differs from it in numbers alone.
+"""The graphs that a run has captured, kept for the next run of its process if that differs only in numbers.
 
-A CUDA graph reads and writes the memory that it was captured with. The next run is built as in a new process: its
-network, optimiser, counters and schedule are objects of its own, with their first values. Then its tensors move into
-the memory that the graphs have, which is overwritten with what they hold. So nothing of the earlier run is left that
-the graphs read or that Python knows of, however it ended.
+A CUDA graph reads and writes the memory that it was captured with. The next run is built as in a new process, with a
+new network, optimiser, counters and schedule. Then its tensors move into the memory of the graphs, and their values
+overwrite the old ones. So no value of the earlier run remains that the graphs or Python could read, however that run
+ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nfnet_ray.recipe import Recipe, is_import_path
 from nfnet_ray.training.form.forms import AUTO, Form
 
 DROP_RATES = ("model.dropout", "model.stochastic_depth")
-"""A network reads them on the device if it is an NFNet."""
+"""An NFNet reads these rates on the device."""
 NUMBERS = (
     *DROP_RATES,
     "loss.label_smoothing",
@@ -36,15 +36,15 @@ NUMBERS = (
     "optimizer.sam.rho",
     "optimizer.weight_decay",
 )
-"""The fields that a step reads as scalars on the device. A new field of the Recipe is not among them until it does."""
+"""The fields that a step reads as scalars on the device. List a new field of the Recipe here once that is so for it."""
 _LEFT_OUT = ("seed", "schedule.")
-"""A step knows of these only the rates that follow from them, on the device as well."""
+"""Fields that act on a step only through its rates, which are on the device as well."""
 
 
 def structure_of(recipe: Recipe, *, reads_drop_rates: bool) -> dict[str, Any]:
-    """What two Recipes have in common whose steps are the same kernels, whatever their :data:`NUMBERS` are.
+    """The values of a Recipe that decide which kernels its steps run. The :data:`NUMBERS` are left out.
 
-    ``reads_drop_rates``: the network reads its drop rates on the device.
+    ``reads_drop_rates`` says that the network reads its drop rates on the device.
 
     >>> first, second, third = (Recipe().with_values({"optimizer.momentum": m}) for m in (0.9, 0.8, 0.0))
     >>> structures = [structure_of(recipe, reads_drop_rates=True) for recipe in (first, second, third)]
@@ -53,7 +53,7 @@ def structure_of(recipe: Recipe, *, reads_drop_rates: bool) -> dict[str, Any]:
     """
     values = {name: value for name, value in recipe.to_values().items() if not name.startswith(_LEFT_OUT)}
     for name in NUMBERS if reads_drop_rates else set(NUMBERS).difference(DROP_RATES):
-        if values[name] not in (None, 0, 1):  # with these a part of the step is left out
+        if values[name] not in (None, 0, 1):  # with these values a part of the step is left out
             values[name] = "a number"
     return values
 
@@ -73,10 +73,10 @@ class _Kept:
 
 
 class KeptGraphs:
-    """At most what one run has captured. A run takes it out when it begins, and a run that ends in order puts it back.
+    """Keeps the graphs of at most one run. A run takes them when it begins, and leaves its own if it ends regularly.
 
-    So a run that raises anything leaves nothing. What a run has returned is overwritten by the next one that replays
-    its graphs.
+    So a run that raises an exception leaves none. A run that replays the graphs of an earlier one overwrites the
+    network that the earlier one has returned.
     """
 
     def __init__(self) -> None:
@@ -84,16 +84,17 @@ class KeptGraphs:
 
     @property
     def holds_graphs(self) -> bool:
-        """Whether the next run finds some."""
+        """Whether there are graphs for the next run."""
         return self._kept is not None
 
     def keep(
         self, recipe: Recipe, memory: Iterable[Tensor], captured: Any, *, reads_drop_rates: bool
     ) -> None:
-        """Keeps what a run with this Recipe has captured; None: nothing.
+        """Keeps the graphs that a run with this Recipe has captured; None if it has none.
 
-        ``memory`` is all that its steps read and write and that belongs to the run, in the same order for all runs of
-        one structure. A network of one's own may have more than its parameters and buffers, so of that nothing is kept.
+        ``memory`` are the tensors of the run that its steps read and write, in the same order for all runs of one
+        structure. A user's own network may have other tensors than its parameters and buffers, so its graphs are not
+        kept.
         """
         self.drop()
         if captured is not None and not is_import_path(recipe.model.name):
@@ -101,11 +102,11 @@ class KeptGraphs:
             self._kept = _Kept(recipe, reads_drop_rates, without_gradients, captured)
 
     def drop(self) -> None:
-        """Lets go of what is kept, and of its memory."""
+        """Drops the graphs, and releases their memory."""
         self._kept = None
 
     def drop_unless_for(self, recipe: Recipe) -> None:
-        """Makes room for a run with this Recipe, whose form may be open, unless it may use what is kept."""
+        """Drops the graphs unless a run with this Recipe may use them. The form of the Recipe may still be ``auto``."""
         if self._kept:
             names = [field.name for field in dataclasses.fields(Form) if getattr(recipe, field.name) == AUTO]
             chosen = {name: getattr(self._kept.recipe, name) for name in names}
@@ -114,15 +115,15 @@ class KeptGraphs:
 
     @torch.no_grad()
     def take(self, recipe: Recipe, memory: Iterable[Tensor], *, reads_drop_rates: bool) -> Any:
-        """What was captured by a run of the same structure, in whose memory the tensors of ``memory`` are from now on.
+        """Returns the graphs of a run of the same structure, and moves the tensors of ``memory`` into their memory.
 
-        None if nothing fits. In any case nothing is kept any more.
+        Returns None if none fit. In either case no graphs are kept any more.
         """
         kept, self._kept = self._kept, None
         own = list(memory)
         if kept is None or kept.reads_drop_rates != reads_drop_rates or not kept.fits(recipe):
             return None
-        if list(map(_layout, own)) != list(map(_layout, kept.memory)):  # as of data with other classes
+        if list(map(_layout, own)) != list(map(_layout, kept.memory)):  # as with other classes
             return None
         for tensor, place in zip(own, kept.memory, strict=True):
             place.copy_(tensor)
