@@ -126,7 +126,7 @@ class CudaRecorder:
         return graph.replay
 
     def begin_anew(self) -> None:
-        """Takes a new pool, since torch refuses one without graphs (create_or_incref_pool, CUDACachingAllocator.cpp)."""
+        """Takes a new pool: torch refuses one without graphs (create_or_incref_pool, CUDACachingAllocator.cpp)."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def _give_up(self) -> None:
