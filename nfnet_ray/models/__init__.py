@@ -31,13 +31,12 @@ def create_model(
     """A new network: normalised images (N, 3, H, W) -> logits (N, num_classes).
 
     `dropout` (on the pooled vector) and `stochastic_depth` (the drop rate that the last block approaches)
-    are the model's published values when None. `overrides` changes the architecture of a normaliser-free
-    network, see `nfnet_ray.models.variants.OVERRIDES`. Initial weights come from torch's global generator;
-    nothing is downloaded.
+    default to the model's published values. `overrides` changes the architecture of a normaliser-free network (see
+    `nfnet_ray.models.variants.OVERRIDES`). Initial weights come from torch's global generator; nothing is downloaded.
 
-    `name` may be the import path of a network of one's own, `my_net:build`: the function `build` of the module `my_net`
-    is called with `num_classes`, and with `dropout` and `stochastic_depth` (0 when None) if it has parameters of these
-    names. The code is imported anew when its file has changed.
+    `name` may be the import path of a user's own network, such as `my_net:build`. The function `build` of the module
+    `my_net` is then called with `num_classes`, and with `dropout` and `stochastic_depth` (0 when None) if it has
+    parameters of these names. The code is imported again when its file has changed.
 
     Raises `UserError` for an unknown name or setting, for a value that is not allowed, and for a baseline where
     timm is not installed.
@@ -66,7 +65,7 @@ def create_model(
 
 
 def _check_classes(name: str, num_classes: int) -> None:
-    # NumPy's numbers count, as in a Recipe: `labels.max() + 1` is one.
+    # NumPy's integers are allowed, as in a Recipe: `labels.max() + 1` is one.
     if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 1:
         raise UserError(
             f"model {name}: num_classes={num_classes!r} is not allowed; use a whole number above 0"
@@ -74,9 +73,9 @@ def _check_classes(name: str, num_classes: int) -> None:
 
 
 def import_code_of(recipe: ModelRecipe) -> None:
-    """Imports what :func:`model_of` would import of a network of one's own; it may set torch's switches and generators.
+    """Imports the code of a user's own network, as :func:`model_of` would. It may set torch's switches and generators.
 
-    Raises `UserError` where that fails.
+    Raises `UserError` if the import fails.
     """
     if recipe.is_own:
         from nfnet_ray.models.own.build import import_own

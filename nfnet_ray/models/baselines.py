@@ -1,10 +1,10 @@
 """The networks that NFNets are compared with: EfficientNet-B0 to B7, EfficientNetV2-S and M, and ResNet-50.
 
-test_efficientnet and test_resnet are the smallest members of their families that timm has, for images of CIFAR's size;
-as nfnet_pico they are trained at 32 pixels and regularise nothing. Nothing was published for them.
+test_efficientnet and test_resnet are the smallest members of their families in timm, for images of CIFAR's size. Like
+nfnet_pico they are trained at 32 pixels without regularisation. No Recipe was published for them.
 
-They are timm's, under timm's names; a network of one's own has a `builder`. What is known about them without building
-them is plain data here, so this module needs neither torch nor timm; `create_baseline` imports both.
+The networks are timm's, under timm's names; a user's own network has a `builder`. Their values and costs are plain data
+here, so this module needs neither torch nor timm; `create_baseline` imports both.
 
 Sources: sizes, dropout and stochastic depth of EfficientNet from tensorflow/tpu `models/official/efficientnet/`
 (`efficientnet_builder.py`), of EfficientNetV2 from google/automl `efficientnetv2/effnetv2_configs.py` and
@@ -23,19 +23,19 @@ from nfnet_ray.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-# TensorFlow's 0.99 is the share of the running mean that stays; torch's momentum is the share that is new.
+# TensorFlow's 0.99 is the weight of the old running mean; torch's momentum is the weight of the new one.
 # timm keeps torch's 0.1 and TensorFlow's epsilon of 1e-3.
 TENSORFLOW_BATCH_NORM_MOMENTUM = 1 - 0.99
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A network's published values, and what it costs.
+    """The published values of a network, and its cost.
 
     Raises UserError, naming the field, the value and what is allowed, when a rate is wrong.
     """
 
-    name: str  # timm's, or that of a network with a `builder`
+    name: str  # timm's name, or that of a network with a `builder`
     train_size: int  # pixels per side in training ...
     test_size: int  # ... and in evaluation
     dropout: float  # drop probability on the pooled vector
@@ -47,7 +47,7 @@ class Baseline:
     multiply_adds: int  # convolutions and classifier, one image of `train_size`, at 1000 classes
     classifier_weight: str = "classifier.weight"  # its name among the parameters
     builder: str | None = None
-    """What builds the network instead of timm: `package.module:function`, which is called as
+    """The function that builds the network instead of timm, as `package.module:function`. It is called as
     `function(num_classes, dropout=..., stochastic_depth=...)`."""
 
     def __post_init__(self) -> None:
@@ -92,8 +92,8 @@ def count_parameters(baseline: Baseline, num_classes: int) -> int:
 def count_multiply_adds(baseline: Baseline, image_size: int, num_classes: int) -> int:
     """Multiply-adds of one forward pass of one square image of `image_size` pixels per side.
 
-    Exact at `train_size`. At other sizes all but the classifier is scaled by the number of pixels, which is
-    within 13% of what timm's modules compute from 64 to 600 pixels: 'SAME' padding rounds every stage up.
+    The number is exact at `train_size`. At other sizes everything except the classifier is scaled by the number of
+    pixels. From 64 to 600 pixels this is within 13% of timm's modules, since 'SAME' padding rounds every stage up.
     """
     convolutions = baseline.multiply_adds - 1000 * baseline.features
     scaled = round(convolutions * (image_size / baseline.train_size) ** 2)
@@ -101,9 +101,10 @@ def count_multiply_adds(baseline: Baseline, image_size: int, num_classes: int) -
 
 
 def create_baseline(baseline: Baseline, num_classes: int) -> nn.Module:
-    """timm's module, or that of its `builder`, with fresh weights from torch's global generator; nothing is downloaded.
+    """Builds the network with timm or its `builder`: normalised images (N, 3, H, W) -> logits (N, num_classes).
 
-    Normalised images (N, 3, H, W) -> logits (N, num_classes). Raises UserError where timm is needed and not installed.
+    Initial weights come from torch's global generator; nothing is downloaded. Raises UserError if timm is needed and
+    not installed.
     """
     if baseline.builder is not None:
         module, _, function = baseline.builder.partition(":")

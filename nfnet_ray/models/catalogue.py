@@ -1,4 +1,4 @@
-"""All models by name, NFNets and baselines alike. Only to count what a network of one's own costs takes torch."""
+"""All models by name, NFNets and baselines alike. Only the cost of a user's own network needs torch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def list_models() -> list[str]:
 def get_model(name: str, overrides: Mapping[str, Any] | None = None) -> Variant | Baseline:
     """A model's published values: `train_size`, `test_size`, `dropout`, `stochastic_depth`, and its costs.
 
-    Raises UserError for an unknown name, for a network of one's own, of which nothing was published, and for overrides
-    that the model does not take.
+    Raises UserError for an unknown name, for a user's own network, for which nothing was published, and for overrides
+    that the model does not have.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
         raise UserError(
@@ -52,7 +52,7 @@ def get_model(name: str, overrides: Mapping[str, Any] | None = None) -> Variant 
 
 
 def refuse_overrides(name: str, overrides: Mapping[str, Any] | None) -> None:
-    """Raises UserError if there are overrides, for a network of one's own."""
+    """Raises UserError if there are overrides for a user's own network."""
     if overrides:
         raise UserError(
             f"model {split_weights(name)[0]}: overrides {', '.join(overrides)} are not possible: they change an NFNet; "
@@ -61,7 +61,7 @@ def refuse_overrides(name: str, overrides: Mapping[str, Any] | None) -> None:
 
 
 def own_has_batch_norm(name: str) -> bool:
-    """Whether a network of one's own has batch normalisation; it is built for it, as of :func:`count_parameters`."""
+    """Whether a user's own network has batch normalisation. The network is built to find out."""
     return _own_cost(name, None, 2).has_batch_norm
 
 
@@ -74,9 +74,9 @@ def _own_cost(name: str, image_size: int | None, num_classes: int) -> OwnCost:
 
 
 def count_parameters(name: str, num_classes: int, overrides: Mapping[str, Any] | None = None) -> int:
-    """Learnable scalars of the network that `create_model` makes from the same arguments.
+    """The number of learnable scalars of the network that `create_model` makes from the same arguments.
 
-    A network of one's own is built for it, and of one that fails UserError is raised.
+    A user's own network is built to count them. Raises UserError if that fails.
     """
     if is_import_path(name):
         refuse_overrides(name, overrides)
@@ -92,8 +92,8 @@ def count_multiply_adds(
 ) -> int:
     """Multiply-adds of one forward pass of one square image of `image_size` pixels per side.
 
-    Convolutions and linear layers. For a baseline at another size than its training's an estimate, see
-    `baselines.count_multiply_adds`. A network of one's own is built for it, and of one that fails UserError is raised.
+    Convolutions and linear layers count. For a baseline at another size than its `train_size` the number is an estimate
+    (`baselines.count_multiply_adds`). A user's own network is built to count them. Raises UserError if that fails.
     """
     if is_import_path(name):
         refuse_overrides(name, overrides)

@@ -1,4 +1,4 @@
-"""The cost of a normaliser-free network, part by part: parameters and multiply-adds, from its plan alone."""
+"""The cost of a normaliser-free network, part by part: parameters and multiply-adds, computed from its plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nfnet_ray.models.variants import Variant, block_name, block_plan
 
 @dataclass(frozen=True)
 class PartCost:
-    """What one part of a network costs: the stem, a block, the final convolution or the classifier."""
+    """The cost of one part of a network: the stem, a block, the final convolution or the classifier."""
 
     name: str
     parameters: int  # learnable scalars: weights, gains, biases and skip gains
@@ -19,9 +19,9 @@ class PartCost:
 
 
 def part_costs(variant: Variant, image_size: int, num_classes: int) -> list[PartCost]:
-    """Costs of a network's parts, in order, for square images of `image_size` pixels per side.
+    """The costs of a network's parts, in order, for square images of `image_size` pixels per side.
 
-    They are called `stem`, `block_00` and so on, `final_conv` (not in NF-ResNets) and `classifier`.
+    The parts are called `stem`, `block_00` and so on, `final_conv` (not in NF-ResNets) and `classifier`.
     """
     parts: list[PartCost] = []
     size, channels = image_size, 3
@@ -62,15 +62,15 @@ def part_costs(variant: Variant, image_size: int, num_classes: int) -> list[Part
 
 def count_parameters(variant: Variant, num_classes: int) -> int:
     """Learnable scalars of the network: weights, gains, biases and skip gains."""
-    # Parameters do not depend on the image's size, so any will do.
+    # Parameters do not depend on the size of the images.
     return sum(part.parameters for part in part_costs(variant, image_size=1, num_classes=num_classes))
 
 
 def count_multiply_adds(variant: Variant, image_size: int, num_classes: int) -> int:
     """Multiply-adds of one forward pass of one square image of `image_size` pixels per side.
 
-    Counts what the official `count_flops` counts: convolutions, squeeze-excite and the classifier. The
-    paper's FLOPs column is this number at the variant's *test* size.
+    Convolutions, squeeze-excite and the classifier count, as in the official `count_flops`. The FLOPs column of the
+    paper is this number at the variant's *test* size.
     """
     return sum(part.multiply_adds for part in part_costs(variant, image_size, num_classes))
 

@@ -21,8 +21,8 @@ def _identity(x_NCHW: Tensor) -> Tensor:
     return x_NCHW
 
 
-# Names as in base.py; jax's defaults, hence the tanh form of GELU. Unscaled: `variants.ACTIVATION_GAINS`
-# holds the factors, and the convolution that reads the activation applies them (`input_scale`).
+# The names are those of base.py, and the functions have jax's defaults, hence the tanh form of GELU. They are unscaled:
+# `variants.ACTIVATION_GAINS` has the factors, which the next convolution applies (`input_scale`).
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "celu": F.celu,
     "elu": F.elu,
@@ -45,7 +45,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ScaledWSConv2d(nn.Module):
     """Convolution with scaled weight standardisation and TensorFlow's 'SAME' padding.
 
-    Per output channel, over its `fan_in = in_channels / groups * kernel_size^2` weights `w`:
+    For each output channel with its `fan_in = in_channels / groups * kernel_size^2` weights `w`:
 
         w_hat = gain * (w - mean(w)) / sqrt(max(fan_in * var(w), 1e-4))        (biased variance)
         y     = conv(input_scale * x, w_hat) + bias
@@ -53,13 +53,12 @@ class ScaledWSConv2d(nn.Module):
     `weight` is (out_channels, in_channels / groups, kernel_size, kernel_size), drawn from N(0, 1 / fan_in);
     `gain` starts at 1 and `bias` at 0, both (out_channels,).
 
-    `input_scale` is the constant that the network multiplies the preceding activation by. A convolution is
-    linear, so scaling its few weights instead gives the same and saves a pass over the activations, forward
-    and backward.
+    `input_scale` is the constant factor of the preceding activation. A convolution is linear, so scaling its few
+    weights has the same effect and saves a pass over the activations, forward and backward.
 
-    Without `standardises` the weights are used as they are, `w_hat = gain * w`, for studies of what that does.
+    Without `standardises` the weights are used as they are, `w_hat = gain * w`, for ablation studies.
 
-    `sliced_passes` are the passes that handle each group on its own (`grouped_convolution.py`).
+    `sliced_passes` are the passes that compute each group separately (`grouped_convolution.py`).
 
     Source: paper section 3; `WSConv2D` in base.py.
     """
@@ -86,7 +85,7 @@ class ScaledWSConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.fan_in = self.weight[0].numel()
         self.given_weight: Tensor | None = None
-        """The standardised weight, while somebody else has computed it (``JointStandardisation``)."""
+        """The standardised weight, during passes for which ``JointStandardisation`` has computed it."""
         nn.init.normal_(self.weight, std=self.fan_in**-0.5)
 
     def standardized_weight(self) -> Tensor:
@@ -116,11 +115,11 @@ class ScaledWSConv2d(nn.Module):
 
 
 class BatchNormConv2d(nn.Module):
-    """A convolution with 'SAME' padding and batch normalisation of what it gives, in place of :class:`ScaledWSConv2d`.
+    """A convolution with 'SAME' padding whose output is batch-normalised, in place of :class:`ScaledWSConv2d`.
 
-    Both give each channel a mean of 0 and a variance of 1, scaled and shifted by two numbers that are trained: this one
-    by the statistics of the batch, that one by its weights. They have equally many parameters. `input_scale` would
-    cancel, and is not used. Momentum and epsilon of the running statistics are torch's.
+    Both normalise each channel to a mean of 0 and a variance of 1, and then scale and shift it by two trained numbers.
+    This class does so by the statistics of the batch, and ScaledWSConv2d by its weights. They have the same number of
+    parameters. `input_scale` would cancel, and is not used. Momentum and epsilon of the running statistics are torch's.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class BatchNormConv2d(nn.Module):
 
 
 def slice_grouped_convolutions(network: nn.Module, how: str) -> None:
-    """Has the grouped convolutions of an NFNet computed as `SLICED_PASSES[how]` says; other networks have none."""
+    """Computes the grouped convolutions of an NFNet as `SLICED_PASSES[how]` says. Other networks have none."""
     for module in network.modules():
         if isinstance(module, ScaledWSConv2d | BatchNormConv2d):
             module.sliced_passes = SLICED_PASSES[how]
@@ -239,10 +238,9 @@ class SqueezeExcite(nn.Module):
 class StochasticDepth(nn.Module):
     """In training, sets whole samples of its input to zero, each with probability `drop_rate`.
 
-    The samples that stay are NOT divided by the probability of staying, unlike in most later code
-    (`StochDepth` in base.py). A sample is dropped where its number in `uniforms_N`, uniform in [0, 1), is
-    below the rate; without `uniforms_N` the numbers come from torch's generator. Nothing is drawn in
-    evaluation, nor where `drop_rate` is 0.
+    Unlike in most later code, the kept samples are NOT divided by the probability of being kept (`StochDepth` in
+    base.py). A sample is dropped if its number in `uniforms_N`, uniform in [0, 1), is below the rate. Without
+    `uniforms_N` the numbers come from torch's generator. Nothing is drawn in evaluation, or if `drop_rate` is 0.
     """
 
     def __init__(self, drop_rate: float) -> None:
@@ -251,7 +249,7 @@ class StochasticDepth(nn.Module):
         self.drops = drop_rate > 0  # compiled code depends on this, and not on the rate
 
     def forward(self, x: Tensor, uniforms_N: Tensor | None = None, rate: Tensor | None = None) -> Tensor:
-        """(N, ...) -> (N, ...). `rate` is a scalar tensor in place of `drop_rate`, which must not be 0 then."""
+        """(N, ...) -> (N, ...). `rate` is a scalar tensor that replaces `drop_rate`, which must not be 0 then."""
         if not self.training or not self.drops:
             return x
         if uniforms_N is None:
@@ -264,11 +262,11 @@ class StochasticDepth(nn.Module):
 
 
 class Dropout(nn.Module):
-    """In training, sets each number of a vector to zero with probability `p` and divides the rest by `1 - p`.
+    """In training, sets each number of a vector to zero with probability `p` and divides the others by `1 - p`.
 
-    A number goes where its own in `uniforms_NC`, uniform in [0, 1), is below `p`; without `uniforms_NC` torch
-    draws. Nothing is drawn in evaluation, nor where `p` is 0. Source: `hk.dropout`, which nfnet.py applies to the
-    pooled vector.
+    A number is set to zero if its entry in `uniforms_NC`, uniform in [0, 1), is below `p`. Without `uniforms_NC` torch
+    draws. Nothing is drawn in evaluation, or if `p` is 0. Source: `hk.dropout`, which nfnet.py applies to the pooled
+    vector.
     """
 
     def __init__(self, p: float) -> None:
@@ -279,8 +277,10 @@ class Dropout(nn.Module):
     def forward(
         self, x_NC: Tensor, uniforms_NC: Tensor | None = None, numbers: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """(N, C) -> (N, C). `numbers` are `p` and `1 / (1 - p)` as scalar tensors, for a `p` other than the module's,
-        which must not be 0 then. They count only with `uniforms_NC`."""
+        """(N, C) -> (N, C). `numbers` are `p` and `1 / (1 - p)` as scalar tensors.
+
+        They replace the module's `p`, which must not be 0 then, and are used only with `uniforms_NC`.
+        """
         if not self.training or not self.drops:
             return x_NC
         if uniforms_NC is None:
@@ -288,7 +288,7 @@ class Dropout(nn.Module):
         if numbers is None:
             return x_NC * (uniforms_NC >= self.p) * (1 / (1 - self.p))
         p, scale = numbers
-        # In the scale's precision: bfloat16 would round the scale itself, of all numbers in the same way.
+        # In the precision of the scale: in bfloat16 the scale itself would be rounded, with the same error everywhere.
         return ((x_NC * (uniforms_NC >= p)).to(scale.dtype) * scale).to(x_NC.dtype)
 
     def extra_repr(self) -> str:

@@ -31,25 +31,26 @@ from nfnet_ray.models.variants import ACTIVATION_GAINS, BlockPlan, Variant, bloc
 
 
 def _convolution(variant: Variant) -> Callable[..., nn.Module]:
-    """The class of all convolutions of a network, as a function of their shape."""
+    """The class of a network's convolutions, as a function that takes their shape."""
     if variant.batch_norm:
         return BatchNormConv2d
     return partial(ScaledWSConv2d, standardises=variant.weight_standardisation)
 
 
 class NFBlock(nn.Module):
-    """One residual block. NFNet's, with `act(x) = gain * activation(x)`:
+    """A residual block. In an NFNet, with `act(x) = gain * activation(x)`, it computes
 
         u        = beta * act(x)
         shortcut = conv_shortcut(average_pool(u)) in a transition block, x in the others
         r        = conv2(act(conv1b(act(conv1(act(conv0(u)))))))
         y        = shortcut + alpha * skip_gain * stochastic_depth(2 * squeeze_excite(r) * r)
 
-    NF-ResNet's has no `conv1b`, its `conv_shortcut` strides instead of the pooling, and squeeze-excite is left
-    out unless asked for. NF-RegNet's has no `conv1b`, and squeeze-excite acts on what `conv1` gives.
+    The block of an NF-ResNet has no `conv1b`, its `conv_shortcut` has the stride instead of the pooling, and
+    squeeze-excite is left out unless asked for. The block of an NF-RegNet has no `conv1b`, and its squeeze-excite acts
+    on the output of `conv1`.
 
-    `skip_gain` is one scalar that starts at 0, so a new network is the chain of its transition shortcuts. A variant
-    may be without it; it is then 1.
+    `skip_gain` is a scalar that starts at 0, so a new network is the chain of its transition shortcuts. In a variant
+    without skip gains it is 1.
     Source: paper appendix C; `NFBlock` in nfnet.py and nf_regnet.py, `NFResBlock` in nf_resnet.py.
     """
 
@@ -88,12 +89,14 @@ class NFBlock(nn.Module):
             self.register_buffer("skip_gain", torch.ones(()), persistent=False)
 
     def shortcut(self, x_NCHW: Tensor, u_NCHW: Tensor) -> Tensor:
-        """The block's input (N, in_channels, H, W) and its activation -> (N, out_channels, H', W')."""
+        """(N, in_channels, H, W), the block's input and the activation of that input -> (N, out_channels, H', W')."""
         return x_NCHW if self.conv_shortcut is None else self.conv_shortcut(self.pool(u_NCHW))
 
     def branch(self, u_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The activation of the block's input -> `r` (N, out_channels, H', W') and the factors (N, out_channels)
-        or (N, 1) that squeeze-excite multiplies it by."""
+        """The activation of the block's input -> `r`, and the factors of its channels from squeeze-excite.
+
+        `r` is (N, out_channels, H', W'), and the factors are (N, out_channels), or (N, 1) without squeeze-excite.
+        """
         r_NCHW = self.conv1(self.activation(self.conv0(u_NCHW)))
         if self.conv1b is not None:
             r_NCHW = self.conv1b(self.activation(r_NCHW))
@@ -115,8 +118,8 @@ class NFBlock(nn.Module):
         u_NCHW = self.activation(x_NCHW)
         shortcut_NCHW = self.shortcut(x_NCHW, u_NCHW)
         r_NCHW, gate_NC = self.branch(u_NCHW)
-        # All factors of the branch are per image and channel at most: together they are one small tensor, and
-        # the branch is multiplied and added in a single pass.
+        # All factors of the branch differ at most by image and channel. They are combined in one small tensor, so that
+        # a single pass multiplies and adds the branch.
         gate_NC = self.stochastic_depth(gate_NC, uniforms_N, drop_rate) * (self.alpha * self.skip_gain)
         return torch.addcmul(shortcut_NCHW, r_NCHW, gate_NC[:, :, None, None])
 
@@ -124,11 +127,11 @@ class NFBlock(nn.Module):
 class NFNet(nn.Module):
     """A network of a normaliser-free family for `num_classes` classes, with the official initial weights.
 
-    Parameters are called `weight`, `gain`, `bias` and `skip_gain`; the last layer is `classifier`. Optimisers
-    choose by these names: AGC leaves out `classifier.weight`, weight decay leaves out gains and biases.
+    Parameters are called `weight`, `gain`, `bias` and `skip_gain`, and the last layer is called `classifier`.
+    Optimisers select parameters by these names: AGC leaves out `classifier.weight`, and weight decay gains and biases.
     """
 
-    # A training loop may give this network a key for each sample, and its drop rates; see `forward`.
+    # A training loop may pass a key for each sample and the drop rates (see `forward`).
     draws_by_sample: ClassVar[bool] = True
 
     def __init__(self, variant: Variant, num_classes: int) -> None:
@@ -173,14 +176,14 @@ class NFNet(nn.Module):
         return self.stem_pool(x_NCHW)
 
     def drop_rates(self) -> list[float]:
-        """What `forward` takes as a vector: the drop rate of each block, dropout's `p`, and `1 / (1 - p)`."""
+        """The numbers of the vector that `forward` takes: each block's drop rate, dropout's `p`, and `1 / (1 - p)`."""
         blocks = [block.stochastic_depth.drop_rate for block in self.blocks if isinstance(block, NFBlock)]
         return [*blocks, self.dropout.p, 1 / (1 - self.dropout.p)]
 
     def pooled_features(
         self, x_NCHW: Tensor, sample_keys: Tensor | None = None, drop_rates: Tensor | None = None
     ) -> Tensor:
-        """Normalised images (N, 3, H, W) -> the vector (N, pooled_channels) that is classified."""
+        """Normalised images (N, 3, H, W) -> the input of the classifier, (N, pooled_channels)."""
         x_NCHW = self.stem_features(x_NCHW)
         uniforms_NB: Tensor | None = None
         if sample_keys is not None and self.training and self.drops_branches:
@@ -196,12 +199,12 @@ class NFNet(nn.Module):
     ) -> Tensor:
         """Normalised images (N, 3, H, W), of any size -> logits (N, num_classes).
 
-        `sample_keys` is int64 (N,), a hash of what makes each sample's turn unique, such as (seed, epoch, sample
-        index). With it, stochastic depth and dropout depend on a sample's key, the layer and the channel alone;
-        without it they draw from torch's generator. In evaluation nothing is drawn.
+        `sample_keys` is int64 (N,), for each sample a hash of everything that makes its use unique, such as (seed,
+        epoch, sample index). With keys, stochastic depth and dropout depend only on a sample's key, the layer and the
+        channel. Without keys they draw from torch's generator. In evaluation nothing is drawn.
 
-        `drop_rates` is a vector of the numbers that :meth:`drop_rates` has as floats, in the weights' dtype. With it a
-        captured or compiled network serves for other rates too, as long as the same ones of them are 0.
+        `drop_rates` is a vector with the numbers of :meth:`drop_rates`, in the weights' dtype. With it, a captured or
+        compiled network works for other rates too, as long as the same rates are 0.
         """
         if torch.compiler.is_compiling():
             pooled_NC = self.pooled_features(x_NCHW, sample_keys, drop_rates)

@@ -1,4 +1,4 @@
-"""Signal propagation: how large a network's activations are, block by block, and how large they should be.
+"""Signal propagation: the size of a network's activations, block by block, compared with the size by design.
 
 Source: Brock, De, Smith 2021 (arXiv 2101.08692), section 3, "signal propagation plots"; `signal_metrics` in
 google-deepmind/deepmind-research `nfnets/base.py` at commit f5de0ed.
@@ -23,28 +23,30 @@ NOISE_SEED = 0
 
 @dataclass(frozen=True)
 class BlockSignal:
-    """The activation (N, C, H, W) at one depth. All numbers are means over the channels, and without unit."""
+    """Statistics of the activation (N, C, H, W) at one depth. All numbers are means over channels, without a unit."""
 
     name: str  # stem, block_00 and so on, final_conv
-    squared_mean: float  # square of the channel's mean over images and pixels
-    variance: float  # of the channel over images and pixels, biased
-    expected_variance: float  # what the network is designed to have here, see `expected_variances`
-    branch_variance: float | None = None  # of a block's residual branch, before alpha and the skip gain
+    squared_mean: float  # the square of a channel's mean over images and pixels
+    variance: float  # the variance of a channel over images and pixels, biased
+    expected_variance: float  # the variance by design, see `expected_variances`
+    branch_variance: float | None = (
+        None  # the variance of a block's residual branch, before alpha and the skip gain
+    )
 
     @property
     def mean_square(self) -> float:
-        """Mean square of the whole activation: `squared_mean + variance`."""
+        """The mean square of the whole activation: `squared_mean + variance`."""
         return self.squared_mean + self.variance
 
 
 @torch.no_grad()
 def measure_signal(model: nn.Module, images_NCHW: Tensor) -> list[BlockSignal]:
-    """The activations of `model` in evaluation on normalised images, from the stem to the final convolution.
+    """Measures the activations of `model` in evaluation on normalised images, from the stem to the final convolution.
 
-    Per channel, over images and pixels, and then averaged over channels: the square of the mean, and the
-    variance, as the official code reports them. Works in every floating-point type and under autocast; sums are
-    float32's, or float64's where the activations are. The model is left as it was: modes, gradients, and torch's
-    generator. NF-ResNets have no final convolution.
+    The square of the mean and the variance are computed for each channel, over images and pixels, and averaged over
+    channels, as in the official code. This works in every floating-point type and under autocast. Sums are in float32,
+    or in float64 if the activations are. The modes and gradients of the model and torch's generator do not change.
+    NF-ResNets have no final convolution.
 
     Raises `UserError` for a model of another kind.
     """
@@ -84,18 +86,18 @@ def signal_metrics(signals: list[BlockSignal]) -> dict[str, float]:
 def expected_variances(model: NFNet) -> list[float]:
     """The variances that the design predicts for the current skip gains, in the order of `measure_signal`.
 
-    Images of unit variance, and with `v` the variance of a block's input, 1 after the stem:
+    For images of unit variance, with `v` the variance of a block's input, which is 1 after the stem:
 
-        q = beta^2 v                                          the scaled activation's
+        q = beta^2 v                                          of the scaled activation
         v <- (q in a transition block, else v) + (alpha * skip_gain)^2 q
 
-    With skip gains of 1, q is 1 everywhere: a transition block starts again at 1 and every block adds
-    `alpha^2`, which is what `beta` was computed from. With the initial skip gains of 0 no block adds anything.
+    With skip gains of 1, q is 1 everywhere: a transition block starts at 1 again, and every block adds `alpha^2`. This
+    is how `beta` was computed. With the initial skip gains of 0 no block adds anything.
 
-    What is assumed (arXiv 2101.08692, section 4): standardised convolutions of scaled activations keep the
-    variance, with gains of 1; so does pooling; activations grow with their input (ReLU does; GELU and SiLU do near
-    unit variance); `2 * squeeze_excite` is 1; the branch is not correlated with the shortcut. It is the design that
-    is computed, not the weights: a trained network may well be elsewhere.
+    The assumptions are those of the design (arXiv 2101.08692, section 4): standardised convolutions of scaled
+    activations with gains of 1 keep the variance, and so does pooling; activations scale with their input (ReLU does,
+    and GELU and SiLU do near unit variance); `2 * squeeze_excite` is 1; the branch is not correlated with the shortcut.
+    A trained network may well differ.
     """
     v = 1.0
     expected = [v]
@@ -134,7 +136,7 @@ def signal_of_new_network(variant: Variant, image_size: int) -> dict[str, list[B
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Generator[None]:
-    """Evaluation mode, after which each module's own mode is restored, whatever happens."""
+    """A context in which the model is in evaluation mode. The mode of each module is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,9 +1,10 @@
-"""Scaled weight standardisation of many layers at once, with its derivative written out.
+"""Scaled weight standardisation of many layers at once, with an explicit derivative.
 
-There are two ways to standardise: ``ScaledWSConv2d.standardized_weight`` is the formula, and what a compiler and
-``torch.func`` see; this one is what eager torch runs. Here the arithmetic for each unit is done once for the units of
-many layers, and the backward pass goes over weights and gradients as seldom as the same bits allow. Both give the same
-bits, but for the large layers of ``LARGEST_IN_ONE_PASS``. ``benchmarks/step/standardisation.py`` measures it.
+There are two implementations. ``ScaledWSConv2d.standardized_weight`` is the formula, and is used by compilers and
+``torch.func``. The one in this module is used in eager mode. It computes the arithmetic of the units of many layers at
+once, and its backward pass reads weights and gradients as few times as possible without changing a bit of the result.
+Both give the same bits, except for layers larger than ``LARGEST_IN_ONE_PASS``. The benchmark is
+``benchmarks/step/standardisation.py``.
 """
 
 from __future__ import annotations
@@ -18,23 +19,24 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SQUARED_DEVIATIONS_FLOOR = 1e-4
-"""The smallest sum of squared deviations that weight standardisation divides by: base.py's epsilon. It is a floor, not
-a term that is added: an added 1e-5 on the variance moves the logits of F0 by 1.7e-2."""
+"""The floor of the sum of squared deviations by which weight standardisation divides (base.py's epsilon). It is not
+added: adding 1e-5 to the variance instead changes the logits of F0 by 1.7e-2."""
 
 VALUES_TOGETHER = 1 << 20
-"""Layers with at most this number of weights together share their derivative, for which the gradients of all must be
-there: 4 MB, so that in a large network workers still exchange gradients during the backward pass."""
+"""Layers with at most this number of weights in all share a derivative, which needs the gradients of all of them. With
+4 MB, the workers of a large network can still exchange gradients during the backward pass."""
 LARGEST_IN_ONE_PASS = 1 << 17
-"""On a CPU torch's ``var_mean`` handles one value after the other, in float64. For larger layers two vectorised passes
-in float64 are 5 times as fast; their sums have other last bits, few of which are left in float32."""
+"""The number of weights above which a CPU uses two vectorised passes in float64. They are 5 times as fast as torch's
+``var_mean``, which handles one value after the other. Their sums differ in the last bits of float64, of which few
+remain in float32."""
 VALUES_OF_A_PART = 1 << 17
-"""For each thread: in float64 a core's cache of 1 MB."""
+"""The number of values that a thread handles at a time: in float64 they fill a core's 1 MB cache."""
 
 DIMS = (1, 2, 3)
 
 
 class Layer(Protocol):
-    """What is read of a standardised convolution, and what is written: its standardised weight."""
+    """The attributes of a standardised convolution that are read here, and ``given_weight``, which is written."""
 
     weight: nn.Parameter
     gain: nn.Parameter
@@ -44,25 +46,25 @@ class Layer(Protocol):
 
 @dataclass(frozen=True)
 class Standardised:
-    """Some layers' standardised weights, and what their derivative needs, in vectors over the units of all layers."""
+    """The standardised weights of some layers, and the vectors over all their units that the derivative needs."""
 
     weights: list[Tensor]
     mean: Tensor
     is_above_floor: Tensor
-    """Of the squared deviations."""
+    """Whether the sum of squared deviations is above its floor."""
     root: Tensor
-    """1 / the root of the squared deviations."""
+    """1 / sqrt(sum of squared deviations)."""
     input_scale: Tensor
     gain: Tensor
-    """Times ``input_scale``."""
+    """The gain times ``input_scale``."""
     scale: Tensor
 
 
 class JointStandardisation:
-    """The standardised convolutions of one network.
+    """Standardises the weights of all convolutions of a network together.
 
-    They may be given their weights for one forward pass (:meth:`for_a_pass`), and those may be kept for several
-    passes (:meth:`kept`).
+    :meth:`for_a_pass` sets the standardised weights of the layers for one forward pass, and :meth:`kept` keeps them for
+    several passes.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -71,7 +73,7 @@ class JointStandardisation:
 
     @contextlib.contextmanager
     def kept(self) -> Generator[None]:
-        """In it no weight changes, so that all are standardised once, in the first pass."""
+        """A context in which no weight changes, so that weights are standardised once, in the first pass."""
         before, self._kept = self._kept, {}
         try:
             yield
@@ -80,7 +82,7 @@ class JointStandardisation:
 
     @contextlib.contextmanager
     def for_a_pass(self) -> Generator[None]:
-        """In it the layers have their standardised weights, or compute them if it has to be by the formula."""
+        """A context in which the layers have standardised weights, or compute them by the formula."""
         groups = self._groups if _is_possible(self._groups) else []
         try:
             for number, group in enumerate(groups):
@@ -106,7 +108,7 @@ class JointStandardisation:
 
 
 class _Group:
-    """Layers that share their derivative."""
+    """Layers that share a derivative."""
 
     def __init__(self, layers: list[Layer]) -> None:
         self.layers = layers
@@ -118,7 +120,7 @@ class _Group:
 
     @torch.no_grad()
     def standardised(self) -> Standardised:
-        """The weights as they are now, standardised."""
+        """Standardises the current weights."""
         weights = [layer.weight for layer in self.layers]
         found = [sums_of_squares_and_means(weight) for weight in weights]
         squared_deviations, mean = (torch.cat(of_layers) for of_layers in zip(*found, strict=True))
@@ -139,7 +141,7 @@ class _Group:
         )
 
     def _input_scales(self, like: Tensor) -> Tensor:
-        """``input_scale`` of each unit, brought to the device once: a step brings it nothing."""
+        """The ``input_scale`` of each unit, which is copied to the device only once."""
         known = self._input_scale
         if known.shape != like.shape or known.device != like.device or known.dtype != like.dtype:
             values = [layer.input_scale for layer in self.layers for _ in range(len(layer.gain))]
@@ -149,16 +151,16 @@ class _Group:
 
 
 def keeping_standardised_weights(network: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """In it no weight changes, so that a network that standardises its weights does so once, for all its passes.
+    """A context in which no weight changes, so that a network standardises its weights once for all passes.
 
-    The bits are those of passes that each standardise for themselves.
+    The results are the same to the bit as if each pass standardised them.
     """
     joint = getattr(network, "standardisation", None)
     return joint.kept() if isinstance(joint, JointStandardisation) else contextlib.nullcontext()
 
 
 def _groups(layers: Sequence[Layer]) -> list[_Group]:
-    """Neighbours with up to VALUES_TOGETHER weights; a larger layer is alone."""
+    """Groups neighbouring layers with at most VALUES_TOGETHER weights; a larger layer is a group by itself."""
     groups: list[list[Layer]] = []
     values = 0
     for layer in layers:
@@ -171,8 +173,11 @@ def _groups(layers: Sequence[Layer]) -> list[_Group]:
 
 
 def _is_possible(groups: list[_Group]) -> bool:
-    """A compiler makes better code of the formula, ``torch.func`` and ``torch.jit.trace`` (ONNX's older exporter, too)
-    need it, and half precision rounds in between."""
+    """Whether the weights may be standardised here, and not by the formula.
+
+    The formula compiles to better code, and is needed by ``torch.func`` and ``torch.jit.trace`` (and so by ONNX's older
+    exporter). In half precision it rounds between its operations, which would have to be imitated.
+    """
     if not groups or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     if torch.jit.is_tracing():
@@ -181,11 +186,11 @@ def _is_possible(groups: list[_Group]) -> bool:
 
 
 def sums_of_squares_and_means(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each unit of (units, ...): the sum of the squared deviations from its mean, and the mean; (units,) each."""
+    """For each unit of (units, ...) the sum of squared deviations from its mean, and the mean, (units,) each."""
     fan_in = weight[0].numel()
     is_slow = weight.device.type == "cpu" and weight.dtype == torch.float32
     if not is_slow or weight.numel() <= LARGEST_IN_ONE_PASS:
-        # The divisor of the variance is fan_in - correction = 1: the sum of squared deviations, fan_in * var.
+        # The divisor of the variance is fan_in - correction = 1, which gives the sum of squared deviations.
         return torch.var_mean(weight, dim=DIMS, correction=fan_in - 1)
     sums, means = [], []
     for part in weight.split(max(1, VALUES_OF_A_PART * torch.get_num_threads() // fan_in)):
@@ -198,15 +203,16 @@ def sums_of_squares_and_means(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_layer(weights: Sequence[Tensor], *vectors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Vectors over the units of all layers, as one for each layer, (units, 1, 1, 1)."""
+    """Splits vectors over the units of all layers into one for each layer, (units, 1, 1, 1)."""
     sizes = [len(weight) for weight in weights]
     return [vector.view(-1, 1, 1, 1).split(sizes) for vector in vectors]
 
 
 class _Derivative(torch.autograd.Function):
-    """Takes weights and gains to the weights that were standardised before.
+    """Maps weights and gains to standardised weights that have already been computed, and has their derivative.
 
-    The operations of autograd's own derivative of ``standardized_weight``, in an order that gives the same bits.
+    The backward pass has the operations of autograd's derivative of ``standardized_weight``, in an order that gives the
+    same bits.
     """
 
     @staticmethod
@@ -214,14 +220,14 @@ class _Derivative(torch.autograd.Function):
         ctx.known = known
         ctx.save_for_backward(*parameters[: len(known.weights)])
         ctx.set_materialize_grads(False)
-        return tuple(weight.detach() for weight in known.weights)  # each pass has tensors of its own
+        return tuple(weight.detach() for weight in known.weights)  # a new tensor for each pass
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         known: Standardised = ctx.known
         weights: tuple[Tensor, ...] = ctx.saved_tensors
-        # A layer with which nothing was computed has none.
+        # The gradient is None for a layer whose output was not used.
         given = [
             torch.zeros_like(weight) if gradient is None else gradient
             for weight, gradient in zip(weights, gradients, strict=True)

@@ -1,4 +1,4 @@
-"""Tables for a terminal: of all models, or of one model part by part. Needs no torch."""
+"""Tables for a terminal: all models, or the parts of one model. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nfnet_ray.wording import count
 
 
 def list_table(num_classes: int) -> str:
-    """A line for each model: parameters, and for training and test the side of an image and multiply-adds."""
+    """A table with a line for each model: parameters, and the image size and multiply-adds of training and test."""
     rows = [("model", "parameters", "train px", "MACs", "test px", "MACs")]
     for name in list_models():
         model = get_model(name)
@@ -31,10 +31,10 @@ def list_table(num_classes: int) -> str:
 
 
 def block_table(variant: Variant, image_size: int, num_classes: int) -> str:
-    """A line for each part of a network, from the stem to the classifier.
+    """A table with a line for each part of a network, from the stem to the classifier.
 
-    `SE` is the number of squeeze-excite's hidden units, `drop rate` stochastic depth's, `out px` the side of
-    what comes out.
+    `SE` is the number of hidden units of squeeze-excite, `drop rate` is the one of stochastic depth, and `out px` is
+    the side of the output in pixels.
     """
     stem = (3, *(conv.out_channels for conv in variant.stem))
     last, pooled = variant.stage_channels[-1], variant.pooled_channels
@@ -66,7 +66,7 @@ def block_table(variant: Variant, image_size: int, num_classes: int) -> str:
 
 
 def summary(name: str, overrides: Mapping[str, Any], image_size: int, num_classes: int) -> str:
-    """The cost of a whole model, and its published values."""
+    """A text with the cost of a whole model and its published values."""
     model = get_model(name, overrides)
     meanings: dict[int, list[str]] = {image_size: []}
     for size, meaning in ((model.train_size, "training"), (model.test_size, "test")):
@@ -87,7 +87,7 @@ def summary(name: str, overrides: Mapping[str, Any], image_size: int, num_classe
 
 
 def own_summary(name: str, overrides: Mapping[str, Any], image_size: int | None, num_classes: int) -> str:
-    """Where the code of a network of one's own is, and what it costs. Raises UserError if it fails on such images."""
+    """A text with the file and the cost of a user's own network. Raises UserError if it fails on such images."""
     parameters = count_parameters(name, num_classes, overrides)
     lines = [
         source_of(name).sentence(),

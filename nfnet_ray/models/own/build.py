@@ -1,7 +1,7 @@
-"""Imports the code of a network of one's own and has it built.
+"""Imports the code of a user's own network, and builds the network.
 
-The code is imported from its own files, whatever of the same names this process has imported before: a notebook may
-have changed the file since, and a study has the copy that it began with.
+The code is always imported from its files, even if this process has imported modules of the same names before. A
+notebook may have changed the file since, and a study uses the copy that it began with.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from nfnet_ray.wording import in_a_row
 
 _HERE = str(Path(__file__).parent)
 _builders: dict[str, Callable[..., Any]] = {}
-"""By pinned name: a hash is that of one code, whichever of its copies has been imported."""
+"""{pinned name: builder}. The hash in a pinned name stands for one version of the code, whichever copy was imported."""
 _lock = threading.RLock()
 
 
 def build_own(name: str, num_classes: int, dropout: float = 0.0, stochastic_depth: float = 0.0) -> nn.Module:
-    """The network that ``model.name = "module:function"`` stands for, with fresh weights.
+    """Builds the network of ``model.name = "module:function"``, with initial weights.
 
-    The function, or the class, is called with ``num_classes``, and with ``dropout`` and ``stochastic_depth`` if it has
+    The function or class is called with ``num_classes``, and with ``dropout`` and ``stochastic_depth`` if it has
     parameters of these names.
 
-    Raises UserError, in one line, where the code cannot be found or imported, where it raises an error or returns
-    something else than a module, and for rates that it does not take.
+    Raises UserError, in one line, if the code cannot be found or imported, if it raises an error, if it does not return
+    a module, and for rates that it does not take.
     """
     label = split_weights(name)[0]
     builder = _builder_of(name)
@@ -66,12 +66,12 @@ def build_own(name: str, num_classes: int, dropout: float = 0.0, stochastic_dept
 
 
 def import_own(name: str) -> None:
-    """Imports the code of ``model.name``, if this process has not. Raises UserError where that fails."""
+    """Imports the code of ``model.name``, if this process has not done so. Raises UserError if that fails."""
     _builder_of(name)
 
 
 def told(error: BaseException) -> str:
-    """An error of somebody's code in one line, with the place where it was raised."""
+    """An error of a user's code in one line, with the place where it was raised."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_HERE)
     ]
