@@ -1,4 +1,4 @@
-"""The results of a study, finished or not: tables, the best setting, and how certain it is.
+"""Analyses the results of a study, finished or not: tables, the best setting, and the uncertainty of the answer.
 
 >>> from nfnet_ray.analysis import best_setting, load_study                        # doctest: +SKIP
 >>> print(best_setting(load_study("agc_sweep")).sentence())                        # doctest: +SKIP

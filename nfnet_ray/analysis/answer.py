@@ -1,8 +1,8 @@
-"""The answer to a study's question: the best setting, per stratum, and whether the data can tell.
+"""Answers a study's question: names the best setting of each stratum, and says whether the data can tell it apart.
 
-A *setting* is a point of the space; trials that differ in their seed only are its repetitions. The first
-swept field is the question. The other fields that have a list of values are conditions, and each combination of their
-values is a stratum: which clip factor is best depends on the batch size.
+A *setting* is a point of the space; trials that differ only in their seed are its repetitions. The first swept field is
+the one in question. The other fields with a list of values are conditions, and each combination of their values is a
+stratum, because e.g. the best clip factor depends on the batch size.
 """
 
 from __future__ import annotations
@@ -47,35 +47,36 @@ from nfnet_ray.wording import agree, as_points, count, decimal, in_points, perce
 if TYPE_CHECKING:
     import pandas as pd
 
-# Optimism below this many points is not worth a word: accuracies are shown to 0.1 points.
+# A smaller optimism, as a fraction, is not mentioned, because accuracies are shown to 0.1 points.
 _WORTH_SAYING = 0.0005
 _LEAST_CONTENDERS = 2
 
 
 @dataclass(frozen=True)
 class BestSetting:
-    """The setting with the highest accuracy, and whether it is better than the others.
+    """The setting with the highest accuracy, and how it compares with the other settings.
 
     Attributes:
-        best: the winner. Of equals, the one that comes first in the study's space. With ``is_held_out`` its accuracy
-            and interval are those on images that it was not chosen on.
-        runner_up: the second best, None if there is no other.
-        contrasts: the best one compared with each of the others, best first: by its reruns with fresh seeds, where
-            some have finished, else by the sweep.
-        optimism: how far the choice of the best of several flatters its accuracy; None where the bits of each image
-            are not known, where there is nothing to choose, and with ``is_held_out``.
-        is_held_out: whether it was chosen on one part of the validation images and is quoted on the other.
-        confirmation: its reruns with fresh seeds; None where it is not to be rerun.
-        dropped: settings that were dropped after their first seed, best first. They are not among the others.
-        seeds_to_come: whether contenders get further seeds, perhaps later.
-        seed_spread: the standard deviation between seeds by which settings were dropped, and by which settings with a
-            single seed are compared; a fraction.
-        assumed_spread: the same in words: assumed, or that of earlier studies.
-        seeds_measured: whether each comparison covers seeds; else nothing is known of the noise between them.
-        candidates: how many settings it was chosen from, those that a rung gave up, and those that were dropped after
-            their first seed, among them if ``optimism`` knows of them.
-        equal_within: settings that differ by less are equal in practice, a fraction.
-        question: dotted name of the first swept field; None if nothing was swept.
+        best: the winner. Of several equal settings, the one that comes first in the study's space. With
+            ``is_held_out``, its accuracy and interval refer to images on which it was not chosen.
+        runner_up: the second best setting; None if there is no other setting.
+        contrasts: comparisons of the best setting with each of the others, best first. They use its reruns with fresh
+            seeds if some have finished, else the sweep.
+        optimism: the amount by which choosing the best of several settings inflates its accuracy; None if the
+            correctness of each image is not known, if there is nothing to choose from, and with ``is_held_out``.
+        is_held_out: whether the best setting was chosen on one part of the validation images and is quoted on the
+            other.
+        confirmation: the reruns of the best setting with fresh seeds; None if it is not to be rerun.
+        dropped: settings that were dropped after their first seed, best first. They are not in ``contrasts``.
+        seeds_to_come: whether contenders will be trained with further seeds, perhaps later.
+        seed_spread: the standard deviation between seeds, a fraction, that is used to drop settings and to compare
+            settings with a single seed.
+        assumed_spread: the origin of ``seed_spread`` in words: assumed, or measured in earlier studies.
+        seeds_measured: whether every comparison covers seeds; otherwise the noise between seeds is unknown.
+        candidates: the number of settings from which the best one was chosen. It includes settings that were given up
+            at a rung or dropped after their first seed if ``optimism`` takes these into account.
+        equal_within: the difference in accuracy, a fraction, below which settings are equal in practice.
+        question: dotted name of the first swept field; None if no field was swept.
         conditions: dotted names of the fields that divide the settings into strata.
         names: {dotted name: short name to show}.
     """
@@ -99,19 +100,20 @@ class BestSetting:
 
     @property
     def quoted(self) -> SettingResult:
-        """The accuracy to quote: that of the reruns with fresh seeds, where there are some, else that of the sweep."""
+        """The result to quote: that of the reruns with fresh seeds if there are any, else that of the sweep."""
         confirmed = self.confirmation.result if self.confirmation else None
         return confirmed or self.best
 
     @property
     def within_noise(self) -> tuple[SettingResult, ...]:
-        """The others whose difference from the best has 0 in its 95% interval, over images and seeds, best first."""
+        """The other settings, best first, whose difference from the best has 0 in its 95% interval (images and
+        seeds)."""
         return tuple(found.other for found in self.contrasts if self.over_seeds(found)[0] <= 0)
 
     def over_seeds(self, found: Contrast) -> tuple[float, float]:
-        """The 95% interval of a comparison over images and seeds.
+        """Returns the 95% interval of a comparison over images and seeds.
 
-        Single seeds show no spread, so that is :attr:`seed_spread` for them.
+        Single seeds show no spread, so :attr:`seed_spread` is used for them.
         """
         if found.covers_seeds:
             return found.low, found.high
@@ -121,9 +123,9 @@ class BestSetting:
 
     @property
     def verdict(self) -> Kind | None:
-        """``better`` than all others, ``equal`` in practice to those that it is not better than, or ``cannot tell``.
+        """``better`` than all others, ``equal`` in practice to those it is not better than, or ``cannot tell``.
 
-        None where there is no other setting.
+        None if there is no other setting.
         """
         kinds = {found.kind for found in self.contrasts}
         if not kinds:
@@ -132,11 +134,11 @@ class BestSetting:
 
     @property
     def corrected_top1(self) -> float:
-        """The accuracy less the optimism of the best of several, a fraction."""
+        """The accuracy, a fraction, after subtraction of the optimism from choosing the best of several."""
         return self.best.top1 - (self.optimism.mean if self.optimism else 0.0)
 
     def sentence(self) -> str:
-        """The answer, with its interval, what that covers, and how the setting compares; without the last full stop."""
+        """Returns the answer with its interval, what it covers, and the comparison; without the last full stop."""
         best, seeds = self.quoted, len(self.quoted.seed_top1)
         where, is_confirmed = self._where(best.point), best is not self.best
         covers = "images" if seeds == 1 else "seeds and images"
@@ -154,7 +156,7 @@ class BestSetting:
         return ". ".join(filter(None, sentences))
 
     def caution(self) -> str:
-        """Sentences for a note: what the intervals cover, and how optimistic the best of several settings is."""
+        """Returns sentences for a note: what the intervals cover, and how optimistic the best of several is."""
         words = ["Accuracy is that after the last epoch."]
         if len(self.quoted.seed_top1) > 1:
             words.append(
@@ -208,7 +210,7 @@ class BestSetting:
         return words
 
     def _caution_of_reruns(self) -> list[str]:
-        """What a comparison by reruns rests on."""
+        """Says on which trials a comparison by reruns is based."""
         in_sweep = [found for found in self.contrasts if found.rests_on == "reruns of the best"]
         if not in_sweep:
             return []
@@ -239,7 +241,7 @@ class BestSetting:
         return f"{said[0].upper()}{said[1:]}" if said else ""
 
     def _comparison(self) -> list[str]:
-        """Sentences."""
+        """Returns sentences that compare the best setting with the others."""
         if not self.contrasts:
             return []
         first = self.contrasts[0]
@@ -261,13 +263,13 @@ class BestSetting:
         if self.verdict == "equal":
             within = as_points(f"{100 * self.equal_within:.2g}")
             return [f"It is equal in practice (within {within}) to {self._compared(told[0])}{more}"]
-        if told[0].low > 0:  # the reruns that were lost might not have been as good
+        if told[0].low > 0:  # reruns that diverged or failed might have been less accurate
             return [f"It is not called better than {self._compared(told[0])}{more}, as reruns were lost"]
         how = "is not better than" if told[0].high < 0 else "cannot be told apart from"
         return [f"It {how} {self._compared(told[0])}{more}{_probability(told[0])}", told[0].needed]
 
     def _compared(self, found: Contrast) -> str:
-        """The other setting, with the accuracy that it was compared by."""
+        """Names the other setting with the accuracy that was used in the comparison."""
         of = {"sweep": "", "reruns": " in its reruns", "reruns of the best": " in the sweep"}[found.rests_on]
         return f"{self._other(found.other)} ({percent(found.against.top1)}{of})"
 
@@ -282,7 +284,7 @@ class BestSetting:
         return " at ".join(filter(None, (point_label(part, self.names) for part in (asked, strata))))
 
     def _other(self, result: SettingResult) -> str:
-        """Another setting, without the strata that it shares with the best."""
+        """Names another setting, without the conditions that it shares with the best one."""
         if any(result.point[field] != self.best.point[field] for field in self.conditions):
             return self._where(result.point)
         asked = {field: value for field, value in result.point.items() if field not in self.conditions}
@@ -291,9 +293,9 @@ class BestSetting:
 
 @once_of_a_record
 def best_setting(record: StudyRecord) -> BestSetting | None:
-    """The best of all comparable settings (see :func:`setting_results`); None if there is none.
+    """Returns the best of all comparable settings (see :func:`setting_results`); None if there is none.
 
-    Raises UserError for several studies whose accuracies are not comparable: each has its own best.
+    Raises UserError for several studies whose accuracies are not comparable; each of them has its own best setting.
     """
     if record.parts and (why := not_one_accuracy(record)):
         raise UserError(
@@ -303,10 +305,10 @@ def best_setting(record: StudyRecord) -> BestSetting | None:
 
 
 def winners(record: StudyRecord) -> list[dict[str, Any]]:
-    """The points of the settings to confirm: those that the answer names, by the same rule.
+    """Returns the points of the settings to confirm: the winners, by the rule of the answer.
 
-    There is one for each combination of the conditions that has a comparable setting, and a single one where a search
-    learns from results. Of equals it is the one that comes first in the study's space.
+    There is one point for each combination of the conditions that has a comparable setting, and a single one if the
+    search learns from results. Of several equal settings, the one that comes first in the study's space is the winner.
     """
     found = []
     for results in _by_winner(record).values():
@@ -316,12 +318,12 @@ def winners(record: StudyRecord) -> list[dict[str, Any]]:
 
 
 def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The points of the settings that may be the best by what their first seeds show, and {trial: why} of the others.
+    """Returns the points of the contenders by the first seed of each setting, and {trial: reason} of the others.
 
-    A setting is dropped if the paired 95% interval of its difference from the best lies below 0, where it covers the
-    images and a spread between seeds, which one seed of each does not show: the study's own, or an assumed one. The two
-    best of each winner's rivals stay in any case, so that a verdict has seeds on both sides. Settings that were given
-    up, diverged or failed are neither.
+    A setting is dropped if the paired 95% interval of its difference from the best lies below 0. The interval covers
+    the images and a spread between seeds, which is the study's own or an assumed one, as a single seed shows none.
+    Under each combination of conditions, the two best settings are always contenders, so that the verdict can compare
+    seeds of both. Settings that were given up, diverged or failed are neither contenders nor dropped.
     """
     first = replace(record, trials=record.trials[~record.trials["trial"].isin(record.further)])
     names = {_key(point): str(trials[0]["trial"]) for point, trials in trials_by_setting(first)}
@@ -347,9 +349,9 @@ def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str
 
 
 def spread_of_single_seeds(record: StudyRecord) -> float:
-    """The standard deviation between seeds, a fraction, where single seeds show none: of earlier studies, or assumed.
+    """Returns the standard deviation between seeds, a fraction, for single seeds: of earlier studies, or assumed.
 
-    Of several studies together it is the largest one.
+    For several studies together, the largest of their values is returned.
     """
     if record.parts:
         return max(map(spread_of_single_seeds, record.parts.values()))
@@ -362,13 +364,13 @@ def spread_of_single_seeds(record: StudyRecord) -> float:
 
 
 def spread_words(record: StudyRecord) -> str:
-    """``an assumed spread between seeds of 0.3 points``, or one that earlier studies have shown."""
+    """Describes the spread, such as ``an assumed spread between seeds of 0.3 points``, or that of earlier studies."""
     which = "the earlier" if "seed_spread" in record.study else "an assumed"
     return f"{which} spread between seeds of {in_points(spread_of_single_seeds(record))}"
 
 
 def _by_winner(record: StudyRecord) -> dict[tuple[Any, ...], list[SettingResult]]:
-    """The comparable settings for each combination of conditions that has a winner."""
+    """Returns the comparable settings for each combination of conditions that has a winner."""
     fields = winner_fields(record.study)
     strata: dict[tuple[Any, ...], list[SettingResult]] = {}
     for result in setting_results(record):
@@ -379,16 +381,16 @@ def _by_winner(record: StudyRecord) -> dict[tuple[Any, ...], list[SettingResult]
 def _in_the_race(
     record: StudyRecord, results: Sequence[SettingResult]
 ) -> tuple[list[SettingResult], list[SettingResult]]:
-    """The settings that can be the best, and those that were dropped after their first seed, best first."""
+    """Returns the settings that can be the best, and those that were dropped after their first seed, best first."""
     dropped = {
         _key(point)
         for point, trials in trials_by_setting(record)
         if any(trial["trial"] in record.dropped for trial in trials)
     }
-    # One that had been given more seeds before an extension can be compared like the others.
+    # A setting that received more seeds before an extension can be compared like the others.
     others = [result for result in results if _key(result.point) in dropped and len(result.seed_top1) == 1]
     racing = [result for result in results if result not in others]
-    if not racing:  # a stratum of the answer all of whose settings were dropped
+    if not racing:  # all settings of this stratum of the answer were dropped
         return list(results), []
     return racing, sorted(others, key=lambda result: -result.top1)
 
@@ -399,10 +401,10 @@ def _key(point: Mapping[str, Any]) -> tuple[Any, ...]:
 
 @once_of_a_record
 def best_per_stratum(record: StudyRecord) -> Sequence[BestSetting]:
-    """The best setting for each combination of the strata, in the order of the study's space.
+    """Returns the best setting for each combination of the conditions, in the order of the study's space.
 
-    Strata without a comparable setting are left out; a study without conditions has one stratum. Of several studies
-    each has its own.
+    Strata without a comparable setting are left out, and a study without conditions has one stratum. In a record of
+    several studies, each study has its own strata.
     """
     if record.parts:
         return [
@@ -419,7 +421,7 @@ def best_per_stratum(record: StudyRecord) -> Sequence[BestSetting]:
 
 
 def _of_study(answer: BestSetting, study: str) -> BestSetting:
-    """The same, as one of several studies: each setting is one of that study."""
+    """Returns the answer of one of several studies, with the study's name added to the point of each setting."""
 
     def named(result: SettingResult) -> SettingResult:
         return replace(result, point={**result.point, STUDY: study})
@@ -443,10 +445,11 @@ def _of_study(answer: BestSetting, study: str) -> BestSetting:
 
 
 def time_to_accuracy(record: StudyRecord, threshold: float) -> pd.DataFrame:
-    """When each trial first reached a top-1 of ``threshold`` (a fraction).
+    """Returns when each trial first reached a top-1 of ``threshold`` (a fraction).
 
-    That is a point within its schedule, where its learning rate is still high: a training of that length would have
-    been more accurate, or as accurate sooner. :func:`nfnet_ray.analysis.time_to_target` compares complete schedules.
+    Such a moment lies within a schedule, where the learning rate is still high. A complete schedule of that length
+    would have been more accurate, or equally accurate sooner. :func:`nfnet_ray.analysis.time_to_target` compares
+    complete schedules.
 
     Returns:
         A row per trial, in the order of ``record.trials``: ``trial``, the swept fields, ``seed``, ``epoch``
@@ -504,10 +507,11 @@ def _contrasts(
     confirmation: Confirmation | None,
     holdout: float | None,
 ) -> tuple[Contrast, ...]:
-    """The best setting compared with each of the others.
+    """Compares the best setting with each of the others.
 
-    In the sweep it was lucky, as it is the best of several. So once it has been rerun it is compared by its reruns, and
-    so is another one that has been, as the winner under another condition.
+    The accuracy of the best setting in the sweep is inflated, because it was chosen as the best of several. Once the
+    setting has been rerun, its reruns are compared instead. The same holds for other settings with reruns, such as the
+    winner under another condition.
     """
     equal_within = record.study.get("equal_within", EQUAL_WITHIN)
     if confirmation is None or confirmation.result is None or record.reruns is None:
@@ -519,14 +523,14 @@ def _contrasts(
         reruns = of_other.result if of_other else None
         one = contrast(confirmation.result, reruns or other, equal_within, one_spread=True)
         one = replace(one, other=other, rests_on="reruns" if reruns else "reruns of the best")
-        if confirmation.lost and one.kind == "better":  # its reruns that survived are not all there is to it
+        if confirmation.lost and one.kind == "better":  # lost reruns might have been less accurate
             one = replace(one, kind="cannot tell")
         found.append(one)
     return tuple(found)
 
 
 class _Ranking(NamedTuple):
-    """The numbers of settings, the best first; the results to quote, and whether these are on other images."""
+    """The indices of settings, the best first; the results to quote; whether these refer to other images."""
 
     order: list[int]
     quoted_on: Sequence[SettingResult]
@@ -543,7 +547,7 @@ def _ranking(record: StudyRecord, results: Sequence[SettingResult]) -> _Ranking:
 def _on_both_parts(
     record: StudyRecord, results: Sequence[SettingResult]
 ) -> tuple[list[SettingResult], list[SettingResult]] | None:
-    """The results on the images to choose by, and on those to quote; None without ``--holdout`` or without bits."""
+    """Returns the results on the images for choosing and on those for quoting; None without ``--holdout`` or bits."""
     share = record.study.get("holdout")
     if not share or any(result.images is None for result in results):
         return None
@@ -564,10 +568,11 @@ def _on_both_parts(
 def _rivals_of_contenders(
     contenders: Sequence[SettingResult], dropped: Sequence[SettingResult]
 ) -> list[SettingResult]:
-    """The settings that were dropped after their first seed, as they might have been with all seeds of the contenders.
+    """Estimates the results that dropped settings would have had with all seeds of the contenders.
 
-    The contenders were lucky with their first seed, and what their means are below it the others would be too. None
-    where a contender has a single seed, or where the images are not known.
+    Contenders were partly chosen for a lucky first seed, so their means over all seeds tend to be lower. The results of
+    the dropped settings are shifted by the same mean difference. The list is empty if a contender has a single seed, or
+    if the correctness of each image is not known.
     """
     if not dropped or any(len(one.seed_top1) == 1 or one.images is None for one in contenders):
         return []
@@ -579,7 +584,7 @@ def _rivals_of_contenders(
 def _optimism(
     finished: Sequence[SettingResult], rivals: GivenUp, dropped: Sequence[SettingResult]
 ) -> Optimism | None:
-    """Of the first of those that finished, which is the best of them; ``dropped`` are contenders no more."""
+    """Estimates the optimism of the first finished setting, which is the best; ``dropped`` are no longer contenders."""
     results = [*finished, *rivals.settings, *dropped]
     images = [result.images for result in results if result.images is not None]
     if len(results) < 2 or len(images) < len(results) or len({len(one.measured) for one in images}) > 1:
@@ -594,17 +599,17 @@ def _optimism(
     best = results[0]
     top1 = np.minimum([result.top1 for result in results], best.top1)
     rungs = rivals.rungs(len(finished) + len(dropped))
-    if dropped:  # the choice of the contenders is a rung, too
+    if dropped:  # choosing the contenders is treated like a rung
         seeds = fmean(len(result.seed_top1) for result in finished)
         rungs.append(Rung(len(finished), kept_of_one_seed(noise, seeds)))
     return optimism(top1, noise, best.low, len(best.seed_top1), rungs=rungs)
 
 
 def _probability(found: Contrast) -> str:
-    """`` (probability of being better: 97%)``.
+    """Formats a probability as `` (probability of being better: 97%)``.
 
-    It is left out where the best one in its reruns cannot be told apart from another one in the sweep: that one is the
-    luckiest of the others, so the probability would be too low.
+    The probability is left out if the reruns of the best setting cannot be told apart from another setting's results in
+    the sweep. That setting is the luckiest of the others, so the probability would be too low.
     """
     if found.rests_on == "reruns of the best" and found.kind != "better":
         return ""

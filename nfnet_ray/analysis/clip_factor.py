@@ -1,4 +1,4 @@
-"""Suggests the clip factor to try next, from the accuracies of those that were tried and from what they clipped."""
+"""Suggests the clip factor to try next, from the accuracies of earlier factors and the gradients they clipped."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from nfnet_ray.tracking.trial_progress import ENDED
 from nfnet_ray.wording import percent
 
 NOTHING, EVERYTHING = 0.0001, 0.95
-"""Below the one share of clipped units AGC hardly acts: gains and biases are some 0.2% of the units of NFNet-F0, and a
-tenth of them may matter. Above the other it hardly leaves a gradient's size alone, so
-that the clip factor acts as a learning rate does."""
+"""Shares of clipped units. Below the first one AGC has hardly any effect: gains and biases are some 0.2% of the units
+of NFNet-F0, and a tenth of them may matter. Above the second one AGC determines the size of nearly every gradient, so
+the clip factor acts like a learning rate."""
 LEAST_RATIO, LARGEST_RATIO = 1.5, 4.0
-"""Of a suggested factor to its neighbour. The paper's grid has 2 (section 4.1)."""
+"""Bounds of the ratio of a suggested factor to its neighbour. The ratio in the paper's grid is 2 (section 4.1)."""
 _MOST_NAMED = 12
-"""Clip factors that are named one by one: a random search has hundreds."""
+"""The most clip factors that are listed one by one; a random search has hundreds."""
 
 
 @dataclass(frozen=True)
 class ClipFactorSuggestion:
-    """Which clip factor to try next under one condition.
+    """A suggestion of the clip factor to try next under one condition.
 
     Attributes:
-        factor: the suggested factor; None if no further one is worth a trial.
-        reasoning: why, in one or two sentences.
-        stratum: {field: value} of the condition; empty if there is one condition only.
+        factor: the suggested factor; None if no further factor is worth a trial.
+        reasoning: the reasons in one or two sentences.
+        stratum: {field: value} of the condition; empty if there is only one condition.
     """
 
     factor: float | None
@@ -50,15 +50,16 @@ class ClipFactorSuggestion:
 
 @dataclass(frozen=True)
 class TriedFactor:
-    """A clip factor that was tried, as :func:`suggest_factor` looks at it.
+    """A clip factor that was tried, with the data on which :func:`suggest_factor` bases its suggestion.
 
     Attributes:
         factor: the clip factor; infinity for no clipping.
         top1: accuracy of each seed after the last epoch, fractions; empty if it was stopped early, diverged or failed.
-        count: returns {factor: share of the units that it would have clipped during this training}, by rising factor;
-            None where it was not counted. It is called for the best factor and its neighbours alone: to read the
-            records of a study of 1,000 trials takes ten seconds.
-        result: which images its trials had right, for comparing it image by image; None where it cannot be compared.
+        count: returns {factor: share of the units that the factor would have clipped during this training}, in
+            ascending order; None if it was not counted. It is called only for the best factor and its neighbours,
+            because reading the records of a study of 1,000 trials takes ten seconds.
+        result: the images that its trials classified correctly, for a comparison image by image; None if it cannot be
+            compared.
     """
 
     factor: float
@@ -68,16 +69,16 @@ class TriedFactor:
 
     @cached_property
     def shares(self) -> Mapping[float, float] | None:
-        """What :attr:`count` returns."""
+        """The result of :attr:`count`."""
         return self.count()
 
     @property
     def mean(self) -> float:
-        """Mean accuracy over the seeds; -1 without any, which is worse than all."""
+        """Mean accuracy over the seeds; -1 if there are none, which is lower than all accuracies."""
         return sum(self.top1) / len(self.top1) if self.top1 else -1.0
 
     def clipped(self, factor: float | None = None) -> float | None:
-        """The share of units that ``factor`` would have clipped, by default its own. Interpolated on a log axis."""
+        """Returns the share of units that ``factor``, by default its own, would have clipped (log interpolation)."""
         factor = self.factor if factor is None else factor
         if self.shares is None:
             return None
@@ -85,7 +86,7 @@ class TriedFactor:
         return interpolated(points, math.inf if math.isinf(factor) else math.log(factor))
 
     def factor_that_clips(self, share: float) -> float | None:
-        """The factor that would have clipped this share of the units; None if there is none within what was counted."""
+        """Returns the factor that would have clipped this share of the units; None outside the counted range."""
         if self.shares is None:
             return None
         points = sorted((at, math.log(factor)) for factor, at in self.shares.items() if 0 < at < 1)
@@ -95,10 +96,10 @@ class TriedFactor:
 
 
 def suggest_clip_factors(record: StudyRecord) -> list[ClipFactorSuggestion]:
-    """A suggestion for each condition of a study that sweeps the clip factor and counted what it clips.
+    """Returns a suggestion for each condition of a study that sweeps the clip factor and counted what it clips.
 
-    Seeds of a setting count together. A factor that was stopped early, diverged or failed has lost against those that
-    finished. Conditions under which a trial has yet to end are left out.
+    Seeds of a setting are pooled. A factor that was stopped early, diverged or failed is worse than every factor that
+    finished. Conditions with an unfinished trial are left out.
     """
     if CLIP_FACTOR not in record.fields:
         return []
@@ -117,31 +118,32 @@ def suggest_clip_factors(record: StudyRecord) -> list[ClipFactorSuggestion]:
 
 
 def extend_arguments(record: StudyRecord, suggestions: Sequence[ClipFactorSuggestion]) -> list[str]:
-    """The flags that add the suggested factors to those of the study.
+    """Returns the flags that add the suggested factors to those of the study.
 
-    None if nothing is suggested, or if the study does not have a list of factors that could be made longer.
+    The list is empty if nothing is suggested, or if the study's factors are not a list of values that could be
+    extended.
     """
     factors = {one.factor for one in suggestions if one.factor is not None}
     values = record.study["space"].get(CLIP_FACTOR)
     if not factors or not isinstance(values, list):
         return []
-    # What is not listed would be left out of the extended study.
+    # A value that is not listed would be left out of the extended study.
     numbers = sorted(factors | {float(value) for value in values if value is not None})
     listed = [value_label(number) for number in numbers] + ["none"] * (None in values)
     return ["--extend", record.study["name"], "--sweep", f"{CLIP_FACTOR}={','.join(listed)}"]
 
 
 def extend_command(record: StudyRecord, suggestions: Sequence[ClipFactorSuggestion]) -> str:
-    """The command line that adds the suggested factors to the study; empty if nothing is suggested."""
+    """Returns the command line that adds the suggested factors to the study; empty if nothing is suggested."""
     arguments = extend_arguments(record, suggestions)
     return command_with(record, arguments) if arguments else ""
 
 
 def command_with(record: StudyRecord, arguments: Sequence[str]) -> str:
-    """The study's program with other arguments, FLAG and VALUE in turn, and the same ``--storage``.
+    """Returns the study's command with other arguments (FLAG, VALUE, …) and the same ``--storage``.
 
-    Of a study that was started from Python it is the call, without the storage, which its journal does not have; of
-    one of an earlier version nothing.
+    For a study that was started from Python, the call is returned, without the storage, which its journal does not
+    contain. For a study of an earlier version the result is empty.
     """
     source = record.study.get("source")
     if source is not None and source.get("file") == "":
@@ -151,7 +153,7 @@ def command_with(record: StudyRecord, arguments: Sequence[str]) -> str:
     if place is None:
         return ""
     program = words[: place + 1]
-    for number, word in enumerate(words):  # where --extend looks for the study
+    for number, word in enumerate(words):  # the storage, in which --extend looks for the study
         if word == "--storage":
             program += words[number : number + 2]
         elif word.startswith("--storage="):
@@ -160,7 +162,7 @@ def command_with(record: StudyRecord, arguments: Sequence[str]) -> str:
 
 
 def _call(arguments: Sequence[str]) -> str:
-    """The call of ``nfnet_ray.run`` that does what a program would with these arguments."""
+    """Returns the call of ``nfnet_ray.run`` that is equivalent to a program with these arguments."""
     keywords: dict[str, Any] = {}
     for flag, value in zip(arguments[::2], arguments[1::2], strict=True):
         name = flag.removeprefix("--").replace("-", "_")
@@ -172,12 +174,12 @@ def _call(arguments: Sequence[str]) -> str:
 
 
 def suggest_factor(tried: Sequence[TriedFactor], validation_images: int) -> ClipFactorSuggestion:
-    """Which clip factor to try next, given those that were tried under one condition, of which there is at least one.
+    """Suggests the clip factor to try next, given at least one factor that was tried under one condition.
 
-    * If the best factor is the largest or the smallest that was tried, the next one lies beyond it, where the share of
-      clipped units (or of the others) is half as large.
-    * If the best factor clips nothing, larger ones give the same network.
-    * If it clips nearly everything, a smaller one acts as a smaller learning rate.
+    * If the best factor is the largest or the smallest one, the next one lies beyond it, where the share of clipped
+      units (or of units that are not clipped) is half as large.
+    * If the best factor clips nothing, larger factors lead to the same network.
+    * If it clips nearly everything, a smaller factor acts like a smaller learning rate.
     * Between two factors the next one is their geometric mean, unless the neighbours cannot be told apart from the
       best.
     """
@@ -267,7 +269,7 @@ def _after_no_success(by_factor: Sequence[TriedFactor]) -> ClipFactorSuggestion:
 
 
 def _after_none(best: TriedFactor, smaller: TriedFactor | None) -> ClipFactorSuggestion:
-    """The best training did not clip; ``smaller`` is the largest clip factor."""
+    """Suggests a factor if the best training did not clip; ``smaller`` is the largest clip factor."""
     if smaller is None:
         target = best.factor_that_clips(0.05)
         if target is None:
@@ -290,12 +292,12 @@ def _after_none(best: TriedFactor, smaller: TriedFactor | None) -> ClipFactorSug
 
 
 def _beyond(edge: TriedFactor, factors: Sequence[float], direction: int) -> float:
-    """The factor beyond the edge at which half as many units are clipped, or half as many are not."""
+    """Returns the factor beyond the edge at which half as many units are clipped, or half as many are not clipped."""
     share = edge.clipped()
     target = None
     if share is not None:
         target = edge.factor_that_clips(share / 2 if direction > 0 else (1 + share) / 2)
-    if target is None:  # nothing was counted there: the ratio of the grid
+    if target is None:  # nothing was counted there: use the ratio of the grid
         finite = [factor for factor in factors if not math.isinf(factor)]
         ratio = (finite[-1] / finite[0]) ** (1 / (len(finite) - 1)) if len(finite) > 1 else 2.0
         target = edge.factor * ratio**direction
@@ -305,7 +307,7 @@ def _beyond(edge: TriedFactor, factors: Sequence[float], direction: int) -> floa
 
 
 def _tried(record: StudyRecord, rows: Sequence[Mapping[Hashable, Any]]) -> list[TriedFactor]:
-    """The factors under one condition, each with its seeds; none while a trial has yet to end, or without counts."""
+    """Returns the factors under one condition with their seeds; empty with unfinished trials or without counts."""
     if any(row["state"] not in ENDED for row in rows):
         return []
     results = {tuple(result.point.values()): result for result in setting_results(record)}
@@ -331,10 +333,10 @@ def _shares(record: StudyRecord, trials: Sequence[str]) -> Mapping[float, float]
 
 
 def _is_within_noise(best: TriedFactor, other: TriedFactor, images: int) -> bool:
-    """Whether 0 is in the interval of the difference, image by image where it is known which both had right.
+    """Whether the interval of the difference contains 0, image by image if the correctness of each image is known.
 
-    Of single seeds it is that of the images alone, without the spread that the answer assumes: it only decides what to
-    try next.
+    For single seeds, the interval covers the images only, without the spread between seeds that the answer assumes.
+    This is sufficient for deciding what to try next.
     """
     if best.result is not None and other.result is not None:
         return contrast(best.result, other.result).low <= 0
@@ -342,14 +344,14 @@ def _is_within_noise(best: TriedFactor, other: TriedFactor, images: int) -> bool
 
 
 def _round(factor: float) -> float:
-    """To two significant digits, of which the second is 0 or 5, as people write factors."""
+    """Rounds to two significant digits, of which the second is 0 or 5, as people write factors."""
     exponent = math.floor(math.log10(factor))
     digits = round(factor / 10**exponent * 2) / 2
     return float(f"{digits * 10**exponent:.2g}")
 
 
 def _named(factors: Sequence[float]) -> str:
-    """All of them, upwards; of many the first and the last."""
+    """Lists the factors in ascending order, or only the first and the last one if there are many."""
     words = [_factor(factor) for factor in factors]
     if len(words) > _MOST_NAMED:
         numbers = [word for word, factor in zip(words, factors, strict=True) if not math.isinf(factor)]

@@ -1,4 +1,4 @@
-"""What AGC clipped in each part of the network, from the records of a study's journal (:mod:`nfnet_ray.clipping`)."""
+"""Reads what AGC clipped in each part of the network from a study's journal (:mod:`nfnet_ray.clipping`)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ CLIP_FACTOR = "optimizer.agc.clip_factor"
 
 
 def clipping_of(record: StudyRecord, trial: str) -> dict[int, Clipping]:
-    """The records of a trial, {epoch at whose end it was made: record}; empty for journals of earlier versions."""
+    """Returns {epoch: record made at its end} of a trial; empty for journals of earlier versions."""
     found = {}
     for epoch, text in sorted(record.clipping.get(trial, {}).items()):
-        with contextlib.suppress(ValueError):  # of a later version
+        with contextlib.suppress(ValueError):  # a record of a later version
             found[epoch] = Clipping.from_text(text)
     return found
 
 
 def clipping_by_layer(record: StudyRecord, trial: str) -> pd.DataFrame:
-    """A row for each record and layer of a trial.
+    """Returns a table with a row for each record and layer of a trial.
 
     Returns:
         ``epoch``, ``steps`` (how many were counted), ``layer`` (empty for the gains and biases of a part), ``part``,
@@ -46,7 +46,7 @@ def clipping_by_layer(record: StudyRecord, trial: str) -> pd.DataFrame:
 
 
 def clipping_by_part(record: StudyRecord, *trials: str) -> dict[str, float]:
-    """{part of the network: share of its weights' units that the trials clipped, over all their recorded steps}."""
+    """Returns {part of the network: share of its weights' units that the trials clipped}, over all recorded steps."""
     records = _records_of(record, trials)
     steps = sum(kept.steps for kept in records)
     parts = list(records[0].shares_above) if records else []
@@ -54,7 +54,7 @@ def clipping_by_part(record: StudyRecord, *trials: str) -> dict[str, float]:
 
 
 def clipped_of_all(record: StudyRecord, *trials: str) -> float:
-    """The share of all units that the trials clipped, over all their recorded steps; NaN without records."""
+    """Returns the share of all units that the trials clipped, over all recorded steps; NaN without records."""
     records = _records_of(record, trials)
     counted = sum(layer.units * kept.steps for kept in records for layer in kept.layers)
     clipped = sum(layer.clipped * layer.units * kept.steps for kept in records for layer in kept.layers)
@@ -66,10 +66,10 @@ def _records_of(record: StudyRecord, trials: Sequence[str]) -> list[Clipping]:
 
 
 def shares_that_factors_would_clip(records: Sequence[Clipping]) -> dict[float, float] | None:
-    """{clip factor: share of all units whose ratio was above it}, over all records and by rising factor.
+    """Returns {clip factor: share of all units whose ratio was above it}, over all records, in ascending order.
 
-    None without records. It is what the factor would have clipped had the training been the same; clipping leads the
-    training elsewhere, so it is a guide and no forecast.
+    None without records. This is the share that the factor would have clipped if the training had been the same.
+    Clipping changes the training, so the share is a guide and not a forecast.
     """
     sums, weight = [0.0] * len(OCTAVES), 0.0
     for kept in records:
@@ -84,11 +84,11 @@ def shares_that_factors_would_clip(records: Sequence[Clipping]) -> dict[float, f
 
 
 def differs_from_step(record: StudyRecord) -> int | None:
-    """The first step from which on two trials that differ only in their clip factor can differ.
+    """Returns the first step from which two trials that differ only in their clip factor can differ.
 
-    Read from the record of the largest factor: until a unit's ratio exceeds the smallest factor, all factors give the
-    same weights. None where that was not counted. It is 1 for a new NFNet, whose biases and skip gains start at 0 and
-    have ratios above 1; only a network that starts from trained weights has a common beginning.
+    The step is read from the record of the largest factor: until a unit's ratio exceeds the smallest factor, all
+    factors lead to the same weights. None if this was not counted. The step is 1 for a new NFNet, whose biases and skip
+    gains start at 0 and have ratios above 1. Only networks that start from trained weights have a common beginning.
     """
     tried = record.trials if CLIP_FACTOR in record.fields else record.trials[:0]
     factors = [value for value in tried.get(CLIP_FACTOR, ()) if isinstance(value, float)]
@@ -105,7 +105,7 @@ def differs_from_step(record: StudyRecord) -> int | None:
 
 
 def interpolated(points: Sequence[tuple[float, float]], at: float) -> float:
-    """Linear between points by rising first number; beyond them the value of the last one."""
+    """Interpolates linearly between points in the order of their first number; constant beyond the last points."""
     if at <= points[0][0]:
         return points[0][1]
     for (x0, y0), (x1, y1) in itertools.pairwise(points):

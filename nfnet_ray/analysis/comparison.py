@@ -1,4 +1,4 @@
-"""Two studies side by side: what differs between them, and how the settings that both have came out."""
+"""Compares two studies: the differences between them, and the results of the settings that both have."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Area = Literal["data", "recipe", "space", "search", "seeds", "halving", "version
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not the same in both. A value of None with ``in_a`` or ``in_b`` False is not there at all."""
+    """A property that differs between two studies. If ``in_a`` or ``in_b`` is False, that study lacks the property."""
 
     area: Area
     name: str
@@ -36,14 +36,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class SharedSetting:
-    """A setting that both have finished.
+    """A setting that both studies have finished.
 
     Attributes:
-        point: {dotted name: value} of all fields that either of them sweeps.
-        difference: mean accuracy in b minus that in a, a fraction; None if the accuracies cannot be compared.
-        interval: 95% interval of the difference, image by image where the bits are known
-            (:func:`nfnet_ray.analysis.verdict.contrast`), over images and seeds. Single seeds show no spread, so that
-            is the comparison's ``assumed_spread`` for them.
+        point: {dotted name: value} of all fields that at least one of the studies sweeps.
+        difference: the mean accuracy in b minus that in a, a fraction; None if the accuracies cannot be compared.
+        interval: 95% interval of the difference over images and seeds, paired image by image if the correctness of each
+            image is known (:func:`nfnet_ray.analysis.verdict.contrast`). Single seeds show no spread, so the
+            comparison's ``assumed_spread`` is used for them.
     """
 
     point: dict[str, Any]
@@ -60,16 +60,16 @@ class SharedSetting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two studies have in common.
+    """The differences between two studies, and their common settings.
 
     Attributes:
-        why_not: why accuracies cannot be compared; empty if they can.
-        cautions: what else was not the same for all settings, though accuracies can be compared.
-        fields: dotted names of all fields that either of them sweeps.
-        assumed_spread: the standard deviation between seeds of settings that have a single one in either study, a
-            fraction: of earlier studies, or assumed; None where no interval depends on it.
-        only_a, only_b: points of the settings that one of them has, finished or not, and the other has not.
-        unfinished: points that both have, and at least one of them has not finished.
+        why_not: the reasons why accuracies cannot be compared; empty if they can.
+        cautions: further differences between settings that do not rule out a comparison of accuracies.
+        fields: dotted names of all fields that at least one of the studies sweeps.
+        assumed_spread: the standard deviation between seeds, a fraction, for settings with a single seed in either
+            study: of earlier studies, or assumed; None if no interval depends on it.
+        only_a, only_b: points of the settings that only one study has, finished or not.
+        unfinished: points that both studies have and at least one of them has not finished.
     """
 
     differences: tuple[Difference, ...]
@@ -85,7 +85,7 @@ class Comparison:
 
 
 def compare_studies(a: StudyRecord, b: StudyRecord) -> Comparison:
-    """Compares two studies. A field that only one of them sweeps has, in the other, its Recipe's value."""
+    """Compares two studies. A field that only one of them sweeps has the Recipe's value in the other."""
     fields = tuple(dict.fromkeys([*a.fields, *b.fields]))
     why_not = tuple(_why_not_comparable(a, b))
     points_a, points_b = _points(a, fields), _points(b, fields)
@@ -138,7 +138,7 @@ def _why_not_comparable(a: StudyRecord, b: StudyRecord) -> list[str]:
 
 def _cautions(a: StudyRecord, b: StudyRecord) -> Iterator[str]:
     for difference in comparability(together([a, b])).weighty:
-        if difference.field.name != "data":  # that is why accuracies cannot be compared at all
+        if difference.field.name != "data":  # already the reason why accuracies cannot be compared
             yield difference.sentence()
     if a.study["epochs"] != b.study["epochs"]:
         yield f"trials of A have {count(a.study['epochs'], 'epoch')}, those of B {b.study['epochs']:,}"
@@ -157,13 +157,13 @@ def _differences(a: StudyRecord, b: StudyRecord) -> list[Difference]:
     spaces = [
         {name: values for name, values in record.study["space"].items() if name in swept} for record in (a, b)
     ]
-    # What one of them sweeps and the other one fixes.
+    # Fields that one study sweeps and the other one fixes.
     for space, record in zip(spaces, (a, b), strict=True):
         for name in swept - space.keys():
             space[name] = [record.study["recipe"].get(name)]
     data = [{k: v for k, v in record.study["data"].items() if k != "path"} for record in (a, b)]
     versions = [dict(record.study["versions"]) for record in (a, b)]
-    # Without the memory: what was free of it differs each time.
+    # The memory is left out, because the free part of it differs each time.
     hardware = [{k: v for k, v in record.study["hardware"].items() if k != "memory_gib"} for record in (a, b)]
     found: list[Difference] = []
     pairs: list[tuple[Area, Mapping[str, Any], Mapping[str, Any]]] = [
@@ -186,14 +186,14 @@ def _differences(a: StudyRecord, b: StudyRecord) -> list[Difference]:
 
 
 def _seeds(record: StudyRecord) -> dict[str, Any]:
-    """Those of all settings, of contenders, and how many winners are rerun with."""
+    """Returns the seeds of all settings, those of contenders, and the number of reruns of winners."""
     study = record.study
     own = {"more seeds": study.get("more_seeds"), "confirm": study.get("confirm")}
     return {"seeds": study["seeds"], **{name: value for name, value in own.items() if value}}
 
 
 def _search(record: StudyRecord) -> dict[str, Any]:
-    """How the points of a study are found, if not all values of its space are tried."""
+    """Describes how the points of a study are found, if it does not try all values of its space."""
     found: dict[str, Any] = {}
     if "points" in record.study:
         found["points"] = f"a list of {count(len(record.study['points']), 'point')}"
@@ -204,7 +204,7 @@ def _search(record: StudyRecord) -> dict[str, Any]:
 
 
 def _points(record: StudyRecord, fields: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{key: point} of all settings, in the order of the plan; a point has all of ``fields``."""
+    """Returns {key: point} of all settings, in the order of the plan; a point has all of ``fields``."""
     points = {}
     for trial in record.trials.to_dict("records"):
         point = _whole(record, {name: trial[name] for name in record.fields}, fields)
@@ -213,7 +213,7 @@ def _points(record: StudyRecord, fields: Sequence[str]) -> dict[str, dict[str, A
 
 
 def _whole(record: StudyRecord, point: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """The point with all fields: one that is absent from it has the Recipe's value, or the network's published one."""
+    """Returns the point with all fields. Absent fields have the Recipe's value, or the network's published one."""
     values = {name: point.get(name, ABSENT) for name in fields}
     recipe = record.study["recipe"]
     whole = {name: recipe.get(name) if value is ABSENT else value for name, value in values.items()}
@@ -224,20 +224,21 @@ def _whole(record: StudyRecord, point: Mapping[str, Any], fields: Sequence[str])
 
 
 def _published_values(record: StudyRecord, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The Recipe with ``values``, and with those of its network where it leaves them open; empty if that is unknown.
+    """Returns the Recipe with ``values`` and the network's published values for open ones; empty if these are unknown.
 
-    A network's dropout that is none is the published one, which another study may have swept by its number.
+    For example, a network whose dropout is none has its published dropout, which another study may have swept as a
+    number.
     """
     try:
         return with_published_values(
             Recipe.from_any_version({**record.study["recipe"], **values})
         ).to_values()
-    except UserError:  # of a version that has other networks or other values
+    except UserError:  # a Recipe of a version that has other networks or values
         return {}
 
 
 def _key(value: Any) -> str:
-    """A journal's lists and our tuples are equal here, and so are 1 and 1.0."""
+    """Returns a text that is equal for a journal's lists and Python's tuples, and for 1 and 1.0."""
 
     def plain(item: Any) -> Any:
         if isinstance(item, Mapping):

@@ -1,4 +1,4 @@
-"""The accuracy of the winner in its reruns: with seeds that it was not chosen by."""
+"""Computes the accuracy of the winner in its reruns, with seeds by which it was not chosen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_res
 from nfnet_ray.tracking.trial_progress import LOST
 from nfnet_ray.wording import agree, count, in_points, percent
 
-# Less than this does not show in accuracies with one decimal.
+# A smaller difference, as a fraction, is not visible in accuracies with one decimal.
 _WORTH_SAYING = 0.0005
 
 
@@ -25,10 +25,10 @@ class Confirmation:
 
     Attributes:
         planned: the number of reruns.
-        result: of those that have finished; None before the first one. It is measured on the images that the winner is
-            quoted on.
-        lost: the number of those that diverged or failed.
-        sweep_top1: the accuracy that the winner had in the sweep, on the same images; a fraction.
+        result: the result of the reruns that have finished; None before the first one. It refers to the images on which
+            the winner is quoted.
+        lost: the number of reruns that diverged or failed.
+        sweep_top1: the accuracy of the winner in the sweep, on the same images; a fraction.
     """
 
     planned: int
@@ -38,11 +38,11 @@ class Confirmation:
 
     @property
     def drop(self) -> float | None:
-        """By how much the accuracy of the reruns is below that in the sweep, a fraction; None before the first one."""
+        """The accuracy in the sweep minus that of the reruns, a fraction; None before the first rerun has finished."""
         return None if self.result is None else self.sweep_top1 - self.result.top1
 
     def sentence(self) -> str:
-        """How the reruns compare with the sweep, and which of them are missing: the middle of a sentence."""
+        """Compares the reruns with the sweep and says which are missing, as the middle part of a sentence."""
         words = []
         if self.drop is not None:
             words.append(f"the sweep had {percent(self.sweep_top1)}")
@@ -60,11 +60,11 @@ class Confirmation:
 
 
 def confirmation_of(record: StudyRecord, best: SettingResult, holdout: float | None) -> Confirmation | None:
-    """The confirmation of the winner; None for a setting that is not rerun.
+    """Returns the confirmation of the winner; None for a setting that is not rerun.
 
     Args:
-        best: the winner, as it is quoted.
-        holdout: the share of the validation images on which it is quoted; None: all.
+        best: the winner, with the result that is quoted.
+        holdout: the share of the validation images on which the winner is quoted; None: all images.
     """
     planned = record.study.get("confirm", 0)
     if not planned:

@@ -1,4 +1,4 @@
-"""How noisy the trials of earlier studies were: from which the power of a new study is predicted."""
+"""Measures the noise of the trials of earlier studies, from which the power of a new study is predicted."""
 
 from __future__ import annotations
 
@@ -26,30 +26,31 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.state import StudyState
 
-# Older ones ran with older code, and each journal takes time to read.
+# Only the newest studies are read: older ones ran older code, and each journal takes time to read.
 MOST_STUDIES = 10
-MOST_PAIRS = 200  # of settings under the same conditions
+MOST_PAIRS = 200  # the most pairs of settings under the same conditions
 EPOCHS_ALIKE = 2
-"""The number of epochs of an earlier trial is at most this many times that of a planned one, or the other way round."""
+"""The largest ratio between the numbers of epochs of an earlier and a planned trial that are compared."""
 LEAST_FREEDOM = 2
-"""Degrees of freedom from which an estimated spread is used: with one, the true one may be 30 times as large."""
+"""The least degrees of freedom for using an estimated spread. With one, the true spread may be 30 times as large."""
 KNOWN_FREEDOM = 10
-"""Degrees of freedom from which a spread is used that is smaller than the assumed one, where it is not averaged over:
-its 95% interval then reaches from 0.7 to 1.8 times the estimate."""
+"""The least degrees of freedom for using a spread below the assumed one as a fixed number. Its 95% interval then
+reaches from 0.7 to 1.8 times the estimate."""
 
 
 @dataclass(frozen=True)
 class EarlierNoise:
-    """Of the better half of the settings of earlier studies under each condition: those are to be told apart.
+    """The noise of the settings in earlier studies that have to be told apart: the better half under each condition.
 
     Attributes:
-        disagreement: share of the images that trials of two settings judge differently; None if no study says.
-        trial_variance: of a trial's accuracy between seeds, on the validation images; pooled over settings.
+        disagreement: the share of the images on which trials of two settings differ in being correct; None if unknown.
+        trial_variance: the variance of a trial's accuracy between seeds, on the validation images; pooled over
+            settings.
         freedom: degrees of freedom of ``trial_variance``; 0 if no setting has two seeds.
-        luck: the part of ``trial_variance`` that is what each seed got right by luck on these images; 0 where journals
-            do not say which images they were.
-        trials: how many trials it is from.
-        studies: their names, the newest first.
+        luck: the part of ``trial_variance`` that is due to chance on these particular images; 0 if journals do not
+            contain which images were correct.
+        trials: the number of trials from which the noise was estimated.
+        studies: the names of their studies, the newest first.
     """
 
     disagreement: float | None = None
@@ -61,13 +62,13 @@ class EarlierNoise:
 
     @property
     def seed_spread(self) -> float | None:
-        """Standard deviation between seeds on images without end, a fraction; None if too few seeds say."""
+        """Standard deviation between seeds on infinitely many images, a fraction; None if there are too few seeds."""
         if self.freedom < LEAST_FREEDOM:
             return None
         return float(max(self.trial_variance - self.luck, 0.0)) ** 0.5
 
     def pair_noise(self, train_images: int) -> PairNoise:
-        """What to expect of two settings; what was not measured is assumed, by the number of training images."""
+        """Returns the expected noise of two settings. Unknown parts are assumed from the number of training images."""
         disagreement = self.disagreement
         if disagreement is None:
             disagreement = assumed_disagreement(train_images)
@@ -76,7 +77,7 @@ class EarlierNoise:
         return PairNoise.measured(disagreement, self.trial_variance, self.freedom, self.luck)
 
     def apart_by_seeds(self, train_images: int) -> float:
-        """By how much one seed each of two equal settings differ in 95% of cases, on images without end; a fraction."""
+        """Returns how far one seed each of two equal settings differ in 95% of cases, on infinitely many images."""
         from scipy.special import stdtrit
 
         if self.seed_spread is None:
@@ -84,7 +85,7 @@ class EarlierNoise:
         return float(stdtrit(self.freedom, 0.975)) * 2**0.5 * self.seed_spread
 
     def spread_to_journal(self, train_images: int) -> float | None:
-        """The spread by which a study drops contenders, if earlier studies know better than what is assumed."""
+        """Returns the spread by which a study drops contenders, if earlier studies know it better than the default."""
         spread = self.seed_spread
         if spread is None:
             return None
@@ -93,13 +94,14 @@ class EarlierNoise:
 
 @dataclass
 class _Measured:
-    """What is added up over the studies.
+    """Sums over the studies.
 
     Attributes:
-        shares: of the images that two trials judge differently.
-        squares: for each setting, (variance of a trial's accuracy, the part of luck, degrees of freedom).
-        counted: the Recipes whose seeds are in ``squares``: the same one again, in another study, has the same seeds.
-        trials: how many trials all of it is from.
+        shares: the shares of the images on which two trials differ in being correct.
+        squares: for each setting, (variance of a trial's accuracy, the part that is luck, degrees of freedom).
+        counted: the Recipes whose seeds are in ``squares``. The same Recipe in another study has the same seeds, so it
+            is not counted again.
+        trials: the number of trials.
         studies: the names of their studies.
     """
 
@@ -111,10 +113,10 @@ class _Measured:
 
 
 def earlier_noise(storage: Path, data: DatasetSummary, recipes: Iterable[Recipe]) -> EarlierNoise:
-    """By the newest studies in ``storage``, exported ones among them; those that cannot be read are left out.
+    """Measures the noise in the newest studies in ``storage``, including exported ones; unreadable ones are skipped.
 
-    Trials count that were trained on these images, with the network and the share of the training images of one of
-    ``recipes`` and a like number of epochs.
+    Only trials that were trained on these images are used, with the network and the share of the training images of one
+    of ``recipes`` and a similar number of epochs.
     """
     sought: dict[tuple[Any, Any], set[int]] = {}
     for recipe in recipes:
@@ -137,7 +139,7 @@ def earlier_noise(storage: Path, data: DatasetSummary, recipes: Iterable[Recipe]
 
 
 def _kind(values: Mapping[str, Any]) -> tuple[Any, Any]:
-    """What has to be the same: the network, and the share of the training images."""
+    """Returns the values that must be equal: the network, and the share of the training images."""
     return values.get("model.name"), values.get("data.train_share", 1.0)
 
 
@@ -150,7 +152,7 @@ def _is_sought(values: Mapping[str, Any], sought: Mapping[tuple[Any, Any], set[i
 
 
 def _add(found: _Measured, record: StudyRecord, sought: Mapping[tuple[Any, Any], set[int]]) -> None:
-    """What the better settings of a study show, under each of its conditions."""
+    """Adds the noise of the better settings of a study, under each of its conditions."""
     named = {_key(point): trials for point, trials in trials_by_setting(record)}
     strata: dict[tuple[Any, ...], list[SettingResult]] = {}
     recipes = {}
@@ -168,7 +170,7 @@ def _add(found: _Measured, record: StudyRecord, sought: Mapping[tuple[Any, Any],
             found.shares += shares
             trials |= {(_key(result.point), "setting", 0) for result in better if result.images is not None}
         for result in better:
-            # The sweep's own seeds are luckier than the reruns of a winner, so these are a group of their own.
+            # The seeds of the sweep are luckier than the reruns of a winner, so the reruns form their own group.
             confirmation = confirmation_of(record, result, None)
             reruns = confirmation.result if confirmation else None
             for part, measured in (("setting", result), ("rerun", reruns)):
@@ -184,7 +186,7 @@ def _add(found: _Measured, record: StudyRecord, sought: Mapping[tuple[Any, Any],
 
 
 def _better(results: Sequence[SettingResult], chance: float) -> list[SettingResult]:
-    """The better half, or the best two, of those that are nearer to the best than to chance."""
+    """Returns the better half, or the best two, of the settings that are nearer to the best one than to chance."""
     ordered = sorted(results, key=lambda result: -result.top1)
     return [
         result
@@ -194,8 +196,8 @@ def _better(results: Sequence[SettingResult], chance: float) -> list[SettingResu
 
 
 def _disagreements(better: Sequence[SettingResult]) -> list[float]:
-    """The share of the images that are judged differently by the trials of each pair of settings."""
-    if len(better) == 1:  # two seeds of it differ as much as two settings that are hardly different
+    """Returns the share of the images on which the trials differ in being correct, for each pair of settings."""
+    if len(better) == 1:  # two seeds of one setting differ as much as two settings that are hardly different
         [alone] = better
         shares = [_disagreement(alone, alone, seed=1)] if len(alone.seed_top1) > 1 else []
     else:
@@ -221,7 +223,7 @@ def _records(storage: Path, data: DatasetSummary, models: set[Any]) -> Iterator[
             told, plans = first["study"], first["trials"]
             trained = {{**told["recipe"], **plan["recipe"], **plan["point"]}["model.name"] for plan in plans}
             if not _is_of(told["data"], data) or (trained and not trained & models):
-                continue  # after one line: the rest may be long
+                continue  # decided by the first line, as the rest may be long
             state, started = StudyState.read(file.parent) if is_journal else read_exported(file.parent)
             yield study_record(state, started, with_epochs=False)
         except (OSError, UserError, StopIteration, KeyError, TypeError, ValueError):
@@ -240,7 +242,7 @@ def _is_of(told: Mapping[str, Any], data: DatasetSummary) -> bool:
 
 
 def _disagreement(a: SettingResult, b: SettingResult, seed: int = 0) -> float | None:
-    """Between the first seed of one setting and a seed of another one."""
+    """Returns the disagreement between the first seed of one setting and a seed of another one."""
     if a.images is None or b.images is None or len(a.images.measured) != len(b.images.measured):
         return None
     both = a.images.measured & b.images.measured
@@ -249,7 +251,7 @@ def _disagreement(a: SettingResult, b: SettingResult, seed: int = 0) -> float | 
 
 
 def _variance(result: SettingResult) -> tuple[float, float]:
-    """Between seeds, of the accuracy of a trial; and the part of it that each seed gets right by luck."""
+    """Returns the variance of a trial's accuracy between seeds, and the part of it that is luck on these images."""
     if result.images is None:
         return float(np.var(result.seed_top1, ddof=1)), 0.0
     moments = Moments.of(result.images.correct[:, result.images.measured])

@@ -1,15 +1,15 @@
-"""Accuracy against training time by budgets: what each setting reaches with each, and how long an accuracy takes.
+"""Compares accuracy against training time by budgets, and the training times at which an accuracy is reached.
 
-In a study that sweeps ``schedule.epochs`` each trial trains one complete schedule, its *budget*. The points of a long
-training's curve are no substitute: its learning rate is still high where a short training has ended.
+In a study that sweeps ``schedule.epochs``, each trial trains one complete schedule, its *budget*. The points of a long
+training's curve are no substitute, because its learning rate is still high where a short training has ended.
 
-Between two budgets of a setting the logarithm of the time is taken to be linear in the accuracy; beyond its shortest
-and its longest one nothing is said. Intervals are over seeds, for times and accuracies: each mean is drawn again many
-times with Student's t around it, with the spread between seeds that all settings and budgets have in common as far as
-they are alike (:func:`~nfnet_ray.analysis.inference.selection.moderated_variances`). Drawing from three seeds with
-replacement would find two thirds of their variance. Where it is known which images each trial had right, they are over
-images too: the accuracies are drawn with the covariances that the images give them, since other images move all curves
-together in part, and each by itself in part. In simulation the interval of a ratio covers 95 to 97%
+Between two budgets of a setting, the logarithm of the time is interpolated linearly in the accuracy. There is no
+extrapolation beyond the shortest and the longest budget. The intervals of times and accuracies cover seeds: each mean
+is drawn many times from Student's t around it, with a spread between seeds that is pooled over all settings and budgets
+as far as they are alike (:func:`~nfnet_ray.analysis.inference.selection.moderated_variances`). A bootstrap of three
+seeds would find only two thirds of their variance. If the correctness of each image is known, the intervals also cover
+images: accuracies are drawn with the covariances that the images imply, since other images move all curves in part
+together and in part separately. In simulation the interval of a ratio covers 95 to 97%
 (``tests/quick/test_frontier.py``).
 """
 
@@ -43,20 +43,20 @@ DRAWS = 4000
 _TARGET_STEP = 0.005
 """Targets are multiples of half a point."""
 _MOST_OUTSIDE = 0.025
-"""Of the draws, the share that may not reach a target, and that may be above it with the shortest budget already."""
+"""The largest share of the draws that may miss a target, or that may exceed it with the shortest budget already."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the seeds of a setting reached with one budget.
+    """The results of a setting's seeds with one budget.
 
     Attributes:
-        epochs: of its complete schedule.
-        train_seconds: of each seed.
-        top1: of each seed, a fraction.
-        images: which images each seed had right; None where the journal does not say.
+        epochs: the length of the complete schedule.
+        train_seconds: the training time of each seed.
+        top1: the accuracy of each seed, a fraction.
+        images: the images that each seed classified correctly; None if the journal does not contain them.
     """
 
     epochs: int
@@ -66,18 +66,18 @@ class Budget:
 
     @property
     def mean_seconds(self) -> float:
-        """The geometric mean."""
+        """The geometric mean of the seeds' training times."""
         return math.exp(fmean(map(math.log, self.train_seconds)))
 
     @property
     def mean_top1(self) -> float:
-        """The arithmetic mean, a fraction."""
+        """The arithmetic mean of the seeds' accuracies, a fraction."""
         return fmean(self.top1)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A setting with all of its budgets, shortest first. ``label`` names it: ``nfnet_pico``."""
+    """A setting with all of its budgets, shortest first. ``label`` is its name, such as ``nfnet_pico``."""
 
     point: Mapping[str, Any]
     label: str
@@ -86,15 +86,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class EqualAccuracy:
-    """The training time of one setting as a share of another's, where both reach the same accuracy.
+    """The training time of one setting relative to another's at an accuracy that both reach.
 
     Attributes:
-        one, other: their labels.
+        one, other: the labels of the settings.
         target: the accuracy, a fraction.
-        ratio: time of ``one`` divided by time of ``other``.
-        low, high: its 95% interval over ``covers``; None of single seeds.
-        seeds: the fewest seeds of a budget.
-        covers: ``seeds and images``, or ``seeds`` where it is not known which images the trials had right.
+        ratio: the time of ``one`` divided by the time of ``other``.
+        low, high: the 95% interval of ``ratio`` over ``covers``; None for single seeds.
+        seeds: the smallest number of seeds of a budget.
+        covers: ``seeds and images``, or ``seeds`` if the correctness of each image is not known.
     """
 
     one: str
@@ -107,7 +107,7 @@ class EqualAccuracy:
     covers: str = "seeds"
 
     def sentence(self) -> str:
-        """``At equal accuracy (94%) nfnet_pico takes 0.42 of test_efficientnet's training time (…)``."""
+        """Formats ``At equal accuracy (94%) nfnet_pico takes 0.42 of test_efficientnet's training time (…)``."""
         seeds = count(self.seeds, "seed")
         interval = (
             f"95% interval over {self.covers} {self.low:.2f} to {self.high:.2f}, {seeds}"
@@ -121,12 +121,12 @@ class EqualAccuracy:
 
 
 def curves(record: StudyRecord) -> list[Curve]:
-    """Each setting of a study with its budgets, in the order of the study; empty if it sweeps no ``schedule.epochs``.
+    """Returns each setting of a study with its budgets, in the study's order; empty without ``schedule.epochs``.
 
-    Of several studies, a setting whose study sweeps none has a single budget.
+    In a record of several studies, a setting whose study sweeps no budgets has a single budget.
 
-    As in an answer, a budget with which a seed was given up, diverged or failed is left out: what its other seeds
-    reached is not what the budget buys. Trials that have yet to run are only missing.
+    As in an answer, a budget with which a seed was given up, diverged or failed is left out, because the results of its
+    other seeds do not represent the budget. Trials that have not run yet are simply missing.
     """
     if BUDGET not in record.fields and not record.parts:
         return []
@@ -160,7 +160,7 @@ def curves(record: StudyRecord) -> list[Curve]:
 
 
 def curve_label(record: StudyRecord, point: Mapping[str, Any]) -> str:
-    """The label of a setting, with its study if there are several: ``nfnet_pico (efficientnet_baselines)``."""
+    """Returns the label of a setting, with its study if there are several: ``nfnet_pico (efficientnet_baselines)``."""
     study = str(point[STUDY]) if record.parts else ""
     fields = record.parts[study].fields if record.parts else record.fields
     asked = {field: point[field] for field in fields if field not in (BUDGET, NETWORK)}
@@ -172,7 +172,7 @@ def curve_label(record: StudyRecord, point: Mapping[str, Any]) -> str:
 
 
 def frontier(record: StudyRecord) -> pd.DataFrame:
-    """A row for each setting and budget, shortest training first.
+    """Returns a table with a row for each setting and budget, shortest training first.
 
     Returns:
         The swept fields, ``seeds``, ``train_seconds`` (geometric mean), ``top1`` (mean, a fraction) and
@@ -198,7 +198,7 @@ def frontier(record: StudyRecord) -> pd.DataFrame:
 
 
 def time_to_target(record: StudyRecord, target: float) -> pd.DataFrame:
-    """How long each setting has to be trained to reach an accuracy with a complete schedule.
+    """Returns how long each setting has to be trained to reach an accuracy with a complete schedule.
 
     Args:
         target: top-1, a fraction.
@@ -233,8 +233,8 @@ def equal_accuracy(
     """Compares the training times of two settings at an accuracy that both reach; None if there is no such accuracy.
 
     Args:
-        among: all settings of the study, whose seeds say how noisy one is.
-        target: the accuracy, a fraction; by default the highest that both reach, in multiples of half a point.
+        among: all settings of the study, from whose seeds the noise is estimated.
+        target: the accuracy, a fraction; by default the highest one that both reach, in multiples of half a point.
     """
     noise = _noise(among)
     fewest = min(len(budget.top1) for curve in (one, other) for budget in curve.budgets)
@@ -257,10 +257,10 @@ def equal_accuracy(
 
 
 def time_sentences(record: StudyRecord) -> list[str]:
-    """What a study of budgets answers: each normaliser-free network against each other one; else the first setting.
+    """Answers a study of budgets: compares each normaliser-free network with each other one; else the first setting.
 
-    Empty for a study that sweeps no budget. Of several studies, networks are compared that may share axes
-    (:mod:`nfnet_ray.analysis.comparability`), and have two budgets or more.
+    The list is empty for a study that sweeps no budget. For several studies, networks are compared if they may share
+    axes (:mod:`nfnet_ray.analysis.comparability`) and have at least two budgets.
     """
     if not record.parts:
         return _time_sentences(curves(record))
@@ -305,7 +305,7 @@ def _apart(one: Curve, other: Curve) -> str:
 
 
 def _means(curve: Curve) -> tuple[Floats, Floats]:
-    """(log of the seconds, accuracy), each (1, budgets)."""
+    """Returns (log of the seconds, accuracy), each (1, budgets)."""
     seconds = np.array([[math.log(budget.mean_seconds) for budget in curve.budgets]])
     return seconds, np.array([[budget.mean_top1 for budget in curve.budgets]])
 
@@ -343,7 +343,7 @@ def _noise(among: Sequence[Curve]) -> _Noise | None:
 
 
 def _drawn(found: Sequence[Curve], noise: _Noise, first_key: int = 0) -> list[tuple[Floats, Floats]]:
-    """(log of the seconds, accuracy) of each curve with other seeds and images, each (DRAWS, budgets)."""
+    """Draws (log of the seconds, accuracy) of each curve with other seeds and images, each (DRAWS, budgets)."""
     by_images = _moved_by_images(found)
     drawn = []
     for number, curve in enumerate(found):
@@ -361,7 +361,7 @@ def _drawn(found: Sequence[Curve], noise: _Noise, first_key: int = 0) -> list[tu
 def _moved_by_seeds(
     curve: Curve, variances: Mapping[tuple[str, int], float], freedom: float, draw: np.random.Generator
 ) -> Floats:
-    """(DRAWS, budgets) by how much other seeds move the means."""
+    """Draws the changes of the means with other seeds, (DRAWS, budgets)."""
     errors = [
         math.sqrt(variances.get((curve.label, budget.epochs), 0.0) / len(budget.top1))
         for budget in curve.budgets
@@ -371,9 +371,10 @@ def _moved_by_seeds(
 
 
 def _moved_by_images(found: Sequence[Curve]) -> list[Floats]:
-    """Of each curve (DRAWS, budgets) by how much other images move its accuracies, all curves by the same images.
+    """Draws the changes of each curve's accuracies with other images, (DRAWS, budgets), the same images for all curves.
 
-    What seeds and images draw anew together is in the spread between seeds. 0 where the images are not known.
+    The interaction of seeds and images is part of the spread between seeds. The changes are 0 if the images are not
+    known.
     """
     measured = _shared_images(found)
     if measured is None:
@@ -388,7 +389,7 @@ def _moved_by_images(found: Sequence[Curve]) -> list[Floats]:
 
 
 def _shared_images(found: Sequence[Curve]) -> Bits | None:
-    """(N,) the images that all trials were measured on; None if they are not known of each, or too few."""
+    """Returns the images that all trials were measured on, (N,); None if unknown for a trial, or too few."""
     images = [budget.images for curve in found for budget in curve.budgets]
     known = [one for one in images if one is not None]
     if len(known) < len(images) or len({len(one.measured) for one in known}) != 1:
@@ -404,9 +405,9 @@ def _drawn_log_seconds(
 
 
 def _log_seconds(seconds: Floats, top1: Floats, target: float) -> Floats:
-    """(R,) the logarithm of the time to a target, from log seconds and accuracies (R, budgets).
+    """Returns the logarithm of the time to a target, (R,), from log seconds and accuracies (R, budgets).
 
-    Infinite where no budget reaches it, and minus infinity where the shortest budget is above it.
+    The value is infinite if no budget reaches the target, and minus infinity if the shortest budget exceeds it.
     """
     best = np.maximum.accumulate(top1, axis=1)
     after = (best < target).sum(axis=1)
@@ -423,7 +424,7 @@ def _log_seconds(seconds: Floats, top1: Floats, target: float) -> Floats:
 
 
 def _highest_target(one: Curve, other: Curve, noise: _Noise | None) -> float | None:
-    """The highest accuracy, a multiple of half a point, that both reach in all but a few draws."""
+    """Returns the highest accuracy, a multiple of half a point, that both settings reach in all but a few draws."""
     highest = min(max(budget.mean_top1 for budget in curve.budgets) for curve in (one, other))
     lowest = max(curve.budgets[0].mean_top1 for curve in (one, other))
     drawn = [_means(one), _means(other)] if noise is None else _drawn((one, other), noise)
@@ -444,6 +445,6 @@ def _highest_target(one: Curve, other: Curve, noise: _Noise | None) -> float | N
 
 
 def _quantiles(logs: Floats) -> tuple[float, float]:
-    """The central 95%; a bound may be infinite."""
+    """Returns the bounds of the central 95%, which may be infinite."""
     ordered = np.sort(logs)
     return float(ordered[int(0.025 * len(ordered))]), float(ordered[math.ceil(0.975 * len(ordered)) - 1])

@@ -1,4 +1,4 @@
-"""A study's journal as tables."""
+"""Represents a study's journal as pandas tables."""
 
 from __future__ import annotations
 
@@ -38,54 +38,55 @@ from nfnet_ray.tracking.trial_progress import TrialProgress
 if TYPE_CHECKING:
     import pandas as pd
 
-# What the table of trials says where no event has said how a trial ended.
+# The state in the table of trials if no event has recorded how a trial ended.
 _STATES = {None: "not started", "running": "unfinished"}
 
 
 @dataclass(frozen=True, repr=False, eq=False)  # tables have no equality that is True or False
 class StudyRecord:
-    """Everything that is known of a study.
+    """All information about a study.
 
     Attributes:
-        study: the question, the data, the hardware and the command, as the journal has them.
-        started: Unix seconds of the start.
-        state: ``finished``, ``interrupted`` or, if the driver has not said how it ended, ``unfinished``.
-        reason: why it was interrupted, if a cap was reached; else empty.
-        accelerator_hours: hours for which trials held GPUs, or workers that have none, in all attempts.
-        idle: for how long accelerators were idle, and why; None if the journal does not say.
+        study: the question, the data, the hardware and the command, as recorded in the journal.
+        started: the start in Unix seconds.
+        state: ``finished``, ``interrupted`` or, if the driver did not record an end, ``unfinished``.
+        reason: the reason for the interruption if a cap was reached; else empty.
+        accelerator_hours: hours for which trials held GPUs, or workers without GPUs, in all attempts.
+        idle: how long accelerators were idle, and why; None if the journal does not contain it.
         price_per_hour: the price of one accelerator for an hour; None if it was not given.
-        last_event: Unix seconds of the latest event.
-        is_silent: whether that is so long ago, in a study that has not ended, that its driver may be dead; False where
-            nobody has looked at a clock.
-        wall_seconds: time for which drivers were at work; None if the journal does not say.
-        fields: dotted names of the swept Recipe fields; the first is the question. Seeds are never among them: trials
-            that differ only in the seed are repetitions. A field that is not swept at a point has the value
-            :data:`nfnet_ray.tracking.labels.ABSENT` in the tables, which is shown as a dash. The column of a field is
-            numeric if all of its values are numbers.
+        last_event: the time of the latest event in Unix seconds.
+        is_silent: whether the last event of an unfinished study is so old that its driver may be dead; False if the
+            clock was not read.
+        wall_seconds: the time for which drivers were at work; None if the journal does not contain it.
+        fields: dotted names of the swept Recipe fields; the first one is in question. Seeds are never among them,
+            because trials that differ only in the seed are repetitions. A field that is not swept at a point has the
+            value :data:`nfnet_ray.tracking.labels.ABSENT` in the tables, which is shown as a dash. The column of a
+            field is numeric if all of its values are numbers.
         correct_images: {trial: {epoch: text}}, which :meth:`correct` reads.
-        pauses: {trial: {rung: the epoch at which it paused there}}; a rung is an epoch, or seconds of training.
-        measured_under: {trial: its conditions}, by which trials can be compared or not
+        pauses: {trial: {rung: epoch at which the trial paused there}}; a rung is an epoch, or seconds of training.
+        measured_under: {trial: its conditions}, which determine whether trials can be compared
             (:mod:`nfnet_ray.analysis.comparability`).
-        own_values: {trial: {dotted name: value}}, where its Recipe differs from the study's.
-        parts: {name: record} of the studies, in a record of several; empty in that of one.
+        own_values: {trial: {dotted name: value}} of the values in which the trial's Recipe differs from the study's.
+        parts: {name: record} of the studies in a record of several; empty in the record of one study.
         clipping: {trial: {epoch: text}}, which :func:`nfnet_ray.analysis.clipping_of` reads.
         conditions: the fields whose values divide the trials into strata: all fields with a list of values except the
             first.
         names: {dotted name: short name to show}.
         epochs: a row per trial and epoch: ``trial``, the swept fields, ``seed``, ``epoch``, and each metric.
-        trials: a row per planned or proposed trial: ``trial``, the swept fields, ``seed``, ``state`` (an event's, or
-            ``unfinished``, ``not started``), ``reason``, ``epochs``, ``last_top1`` and ``best_top1``
-            (fractions), ``train_seconds``, ``images_per_second`` (over all epochs), ``startup_seconds``.
-            What was not measured is NaN.
-        left_out: the same table as ``trials``, for trials that an extension has left out: they are evidence, and do not
-            take part in answers. Reruns of an earlier winner are among them. None if there are none.
-        further: the trials of contenders after all settings had been trained with their first seed.
-        dropped: {trial: why}, for the first seed of each setting that is not a contender.
-        reruns: the same table, for the trials that confirm the winners; None until the winners are known.
+        trials: a row per planned or proposed trial: ``trial``, the swept fields, ``seed``, ``state`` (that of an event,
+            or ``unfinished``, ``not started``), ``reason``, ``epochs``, ``last_top1`` and ``best_top1`` (fractions),
+            ``train_seconds``, ``images_per_second`` (over all epochs), ``startup_seconds``. Values that were not
+            measured are NaN.
+        left_out: a table like ``trials`` of the trials that an extension has left out. They are kept as evidence and
+            ignored in answers. Reruns of an earlier winner are among them. None if there are none.
+        further: the names of the contenders' trials that started after all settings had been trained with their first
+            seed.
+        dropped: {trial: reason} for the first seed of each setting that is not a contender.
+        reruns: a table like ``trials`` of the trials that confirm the winners; None until the winners are known.
         extensions: the commands that have extended the study.
-        notes: what people have said about the study.
-        tags: {key: value} that people have given it.
-        folder: where it was read from; None in a record of several studies.
+        notes: the notes that people have added to the study.
+        tags: the {key: value} tags that people have added.
+        folder: the folder from which the record was read; None in a record of several studies.
     """
 
     study: StudyDescription
@@ -119,7 +120,7 @@ class StudyRecord:
     folder: Path | None = None
 
     def __repr__(self) -> str:
-        """Which study it is and how far it got, on a line: a notebook shows this, and the tables would fill pages."""
+        """Summarises the study on one line, because in a notebook the tables would fill pages."""
         states = Counter(str(state) for state in self.trials["state"])
         trials = ", ".join(f"{number} {state}" for state, number in states.items())
         swept = ", ".join(self.names[name] for name in self.fields) or "no field"
@@ -129,76 +130,76 @@ class StudyRecord:
 
     @property
     def is_stretched(self) -> bool:
-        """Whether its trials train complete schedules, one after the other."""
+        """Whether trials train complete schedules, one after the other."""
         halving = self.study["halving"]
         return halving is not None and halving.get("schedule") == "stretched"
 
     @property
     def rungs_in_seconds(self) -> bool:
-        """Whether its rungs are seconds of training."""
+        """Whether rungs are seconds of training."""
         halving = self.study["halving"]
         return halving is not None and halving.get("unit", "epochs") != "epochs"
 
     def correct(self, trial: str, epoch: int) -> CorrectImages | None:
-        """Which validation images a trial classified correctly at the end of an epoch.
+        """Returns which validation images a trial classified correctly at the end of an epoch.
 
-        None if that was not kept: it is kept for the epochs at which a trial finished or paused, and journals of
-        earlier versions have none.
+        None if the journal does not contain them: they are recorded when a trial finishes or pauses, and not in
+        journals of earlier versions.
         """
         text = self.correct_images.get(trial, {}).get(epoch)
         return None if text is None else CorrectImages.from_text(text)
 
     def isolation(self, field: str | None = None) -> pd.DataFrame:
-        """The best setting for each value of a field (by default the one in question), whatever the others are.
+        """Returns the best setting for each value of a field, by default the one in question, whatever the others are.
 
         See :func:`nfnet_ray.analysis.effects.isolation.isolation`. Raises UserError for a field that is not swept.
         """
         return isolation(self, self._swept(field))
 
     def response(self, field: str | None = None) -> tuple[Response, ...]:
-        """A parabola of the accuracy in a field (by default the one in question), with its optimum, per condition.
+        """Fits a parabola of the accuracy in a field, by default the one in question, with its optimum, per condition.
 
         See :func:`nfnet_ray.analysis.effects.response_fit.responses`. Raises UserError for a field that is not swept.
         """
         return responses(self, self._swept(field))
 
     def effects(self) -> pd.DataFrame:
-        """How each value of each field moves the accuracy, at each stage and over all settings.
+        """Returns how each value of each field changes the accuracy, at each stage and over all settings.
 
         See :func:`nfnet_ray.analysis.effects.marginal.marginal_effects`.
         """
         return marginal_effects(self)
 
     def pairwise_effects(self) -> pd.DataFrame:
-        """What pairs of values do beyond the sum of their effects.
+        """Returns the effects of pairs of values beyond the sum of their single effects.
 
         See :func:`nfnet_ray.analysis.effects.marginal.pairwise_effects`.
         """
         return pairwise_effects(self)
 
     def importance(self) -> pd.DataFrame:
-        """How much of the differences in accuracy each field explains, at the first rung and at the end.
+        """Returns the share of the differences in accuracy that each field explains, at the first rung and at the end.
 
         See :func:`nfnet_ray.analysis.effects.importance.importance`.
         """
         return importance(self)
 
     def best_so_far(self) -> pd.DataFrame:
-        """The best accuracy so far against epochs, accelerator-hours and money, with a band that fits the search.
+        """Returns the best accuracy so far against epochs, accelerator-hours and money, with an uncertainty band.
 
         See :func:`nfnet_ray.analysis.effects.best_so_far.best_so_far`.
         """
         return best_so_far(self)
 
     def replay(self) -> pd.DataFrame:
-        """What each rule of early stopping, and a random search, would have cost and missed: a row for each.
+        """Returns a row for each rule of early stopping, and for random search, with the cost and the accuracy lost.
 
-        See :func:`nfnet_ray.analysis.replay.replay`. Raises UserError if the curves do not tell.
+        See :func:`nfnet_ray.analysis.replay.replay`. Raises UserError if the curves are not sufficient.
         """
         return replay(self)
 
     def _swept(self, field: str | None) -> str:
-        """The dotted name of a swept field, which may be given by its short name; by default the first."""
+        """Returns the dotted name of a swept field, given by any of its names; by default the first field."""
         by_name = {
             **{short: name for name, short in self.names.items()},
             **{name: name for name in self.fields},
@@ -212,20 +213,20 @@ class StudyRecord:
 
 
 def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> StudyRecord:
-    """Read the journal of a study, which may still be running; or those of several studies, as one record.
+    """Reads the journal of a study, which may still be running, or those of several studies as one record.
 
     >>> load_study("agc_sweep")                                                    # doctest: +SKIP
     >>> load_study("agc_sweep", "efficientnet_baselines")                          # doctest: +SKIP
 
     Args:
         study: a study's folder, its name under ``./runs``, or a folder that ``python -m studies export`` wrote; or a
-            list of them.
-        more: further studies. The tables of several have a column ``study``, by which the same point of two studies is
-            two settings (:func:`nfnet_ray.analysis.files.together.together`); what keeps them from being compared is
-            found by :func:`nfnet_ray.analysis.comparability.comparability`.
+            list of these.
+        more: further studies. The tables of several studies have a column ``study``, by which the same point of two
+            studies counts as two settings (:func:`nfnet_ray.analysis.files.together.together`). See
+            :func:`nfnet_ray.analysis.comparability.comparability` for differences that prevent comparisons.
 
     Raises:
-        UserError: there is no such study, one is named twice, or a journal is damaged or does not begin with
+        UserError: a study does not exist, a study is given twice, or a journal is damaged or does not begin with
             ``study_started``.
     """
     places = [*(study if isinstance(study, list | tuple) else [study]), *more]
@@ -241,10 +242,10 @@ def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> S
 
 
 def study_folder(study: str | Path) -> Path:
-    """The folder of a study or of an exported study, given by path or name.
+    """Returns the folder of a study or of an exported study, given by path or name.
 
     Raises:
-        UserError: there is no such study.
+        UserError: the study does not exist.
     """
     return Path(study) if is_exported(Path(study)) else find_study(study)
 
@@ -253,14 +254,14 @@ def _load(study: str | Path) -> StudyRecord:
     folder = study_folder(study)
     if not is_exported(folder):
         return replace(study_record(*StudyState.read(folder)), folder=folder)
-    # An export does not say when its trials began and ended.
+    # An export does not contain when its trials began and ended.
     return replace(study_record(*read_exported(folder)), idle=None, folder=folder)
 
 
 def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool = True) -> StudyRecord:
-    """The record of a study whose journal has been added up.
+    """Returns the record of a study from the state that its journal adds up to.
 
-    Without epochs the table of epochs is empty, which takes a fraction of the time; that of trials is the same.
+    Without epochs, the table of epochs is empty, which takes a fraction of the time. The table of trials is the same.
     """
     import pandas as pd
 
@@ -286,7 +287,8 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
             [name for name in rows if name in confirming and name not in outside],
         )
     )
-    # Else as objects: None and NaN are not the same value of a swept field.
+    # Columns with a value that is not a number hold objects, because None and NaN are different values of a swept
+    # field.
     as_objects = {
         name
         for name in fields
@@ -336,7 +338,7 @@ def _table_of_epochs(
     columns: Sequence[str],
     as_objects: Collection[str],
 ) -> pd.DataFrame:
-    """:attr:`StudyRecord.epochs`, column by column: a row for each would take three times as long."""
+    """Builds :attr:`StudyRecord.epochs` column by column; building it row by row would take three times as long."""
     import numpy as np
     import pandas as pd
 
@@ -344,7 +346,7 @@ def _table_of_epochs(
     counts = [len(own) for own in epochs.values()]
 
     def repeated(values: Sequence[Any], kind: Any = None) -> pd.Series[Any]:
-        """The value of each trial in all of its rows."""
+        """Repeats the value of each trial for all of its rows."""
         places = np.repeat(np.arange(len(values)), counts).tolist()
         return pd.Series([values[place] for place in places], dtype=kind)
 
@@ -364,7 +366,7 @@ def _table_of_epochs(
 
 
 def _outcome(progress: TrialProgress) -> dict[str, Any]:
-    """One trial's columns of ``StudyRecord.trials`` behind those that say which it is."""
+    """Returns the columns of ``StudyRecord.trials`` with the outcome of one trial."""
     names = (METRIC, "train_seconds", "startup_seconds")
     columns = columns_of([metrics for _, metrics in sorted(progress.epochs.items())], names)
 

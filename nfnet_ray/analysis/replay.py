@@ -1,9 +1,9 @@
-"""What each rule of early stopping would have cost on the curves of a finished study, and what it would have missed.
+"""Computes what each rule of early stopping would have cost on the curves of a finished study, and what it would miss.
 
-The decisions are taken by the code that takes them in a study (:mod:`nfnet_ray.study.decisions`), on the accuracies
-that the journal has. What a trial that was given up would have reached is unknown, so its setting is left out, and the
-numbers are those of a study of the other settings. Further seeds of contenders are left out, too: they pass no rung,
-and another rule would have had other contenders.
+The decisions are made by the same code as in a study (:mod:`nfnet_ray.study.decisions`), on the accuracies in the
+journal. The further course of trials that were given up is unknown, so their settings are left out, and the numbers
+refer to a study of the other settings. Further seeds of contenders are left out as well: they pass no rung, and another
+rule would have led to other contenders.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ORDERS = 20
-"""Random orders in which trials reach a rung, for rules that depend on it."""
+"""The number of random orders in which trials reach a rung, for rules that depend on the order."""
 DRAWS = 1000
-"""Of a random search, which is cheaper to draw."""
+"""The number of draws of a random search, which is cheaper to simulate."""
 ETAS = (2.0, 3.0, 4.0)
 _DEFAULT = f"synchronous, eta {Halving().eta:g}"
-# Rules that wait until a trial is certain to be among the best of its rung, or not to be.
+# Rules that wait until it is certain whether a trial is among the best of its rung, so the order does not matter.
 _WHATEVER_THE_ORDER = ("synchronous", "hyperband")
 ENDED_AS_THEY_WOULD = ("finished", "diverged", "failed")
-"""States of trials of which all is known that they would have done without early stopping."""
+"""States of trials that ended as they would have without early stopping."""
 
 Trained = dict[str, int]
-"""{trial: the epochs that a rule would have trained it for}."""
+"""{trial: number of epochs for which a rule would have trained it}."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,18 @@ class Pool:
     """The settings of a study that trained every trial to its end, with their recorded curves.
 
     Attributes:
-        recipe: the study's.
-        images: validation images, which say how noisy an accuracy is.
-        epochs: of each trial.
-        curves: {trial: top-1 after each epoch, a fraction}; shorter where it diverged, or None from there on.
+        recipe: the study's Recipe.
+        images: the number of validation images, from which the noise of an accuracy is computed.
+        epochs: the number of epochs of each trial.
+        curves: {trial: top-1 after each epoch, a fraction}; after a divergence the values are missing or None.
         seconds: {trial: seconds of training after each epoch}.
-        strata: for each stratum its settings, each the trials of its seeds, in the same order of seeds.
+        strata: the settings of each stratum, each as a tuple of its trials in the same order of seeds.
         points: {trial: its point}.
-        best: the accuracy of the best setting of each stratum of the whole study, None where none has a finished seed
-            of every one.
-        left_out: how many settings are in the study and not here, because a trial of theirs was not trained to its
-            end.
-        further: how many further trials of contenders are in the study and not here.
-        equal_within: a lost accuracy that does not matter, a fraction (``--equal-within``).
+        best: the accuracy of the best setting of each stratum in the whole study; None if no setting has finished all
+            its seeds.
+        left_out: the number of settings that are left out because one of their trials was not trained to its end.
+        further: the number of contenders' further trials that are left out.
+        equal_within: a loss of accuracy, a fraction, that does not matter (``--equal-within``).
     """
 
     recipe: Recipe
@@ -93,7 +92,7 @@ class Pool:
 
     @staticmethod
     def of(record: StudyTables) -> Pool:
-        """Raises UserError where the curves of a study do not say what another rule would have done."""
+        """Creates the pool. Raises UserError if the curves do not show what another rule would have done."""
         _check(record)
         curves: dict[str, list[float | None]] = {name: [] for name in record.trials["trial"]}
         seconds: dict[str, list[float]] = {name: [] for name in curves}
@@ -125,7 +124,7 @@ class Pool:
                 "the end: replay a study that was run with --early-stopping none"
             )
         pool = Pool(
-            recipe=Recipe.from_any_version(record.study["recipe"]),  # no field of it changes a rule
+            recipe=Recipe.from_any_version(record.study["recipe"]),  # no field of the Recipe changes a rule
             images=record.study["data"]["validation_images"],
             epochs=record.study["epochs"],
             curves=curves,
@@ -145,45 +144,45 @@ class Pool:
 
     @property
     def settings(self) -> int:
-        """The number of settings of a stratum, the fewest where they differ."""
+        """The number of settings of a stratum; the smallest one if they differ."""
         return min(map(len, self.strata))
 
     @property
     def trials(self) -> list[str]:
-        """All trials."""
+        """The names of all trials."""
         return [name for settings in self.strata for names in settings for name in names]
 
     def subset(self, numbers: Sequence[int]) -> Pool:
-        """The settings of these numbers of each stratum; :attr:`best` stays that of the whole study."""
+        """Returns a pool of the settings with these indices in each stratum; :attr:`best` is unchanged."""
         return replace(
             self, strata=tuple(tuple(settings[number] for number in numbers) for settings in self.strata)
         )
 
     def as_one_stratum(self) -> Pool:
-        """All settings as rivals of each other, whatever their conditions."""
+        """Returns a pool in which all settings compete with each other, whatever their conditions."""
         best = max((accuracy for accuracy in self.best if accuracy is not None), default=None)
         return replace(
             self, strata=(tuple(names for settings in self.strata for names in settings),), best=(best,)
         )
 
     def top1(self, trial: str, epoch: int) -> float | None:
-        """The accuracy after an epoch, counted from 1; None where the trial had diverged."""
+        """Returns the accuracy after an epoch, counted from 1; None if the trial had diverged."""
         curve = self.curves[trial]
         return curve[epoch - 1] if len(curve) >= epoch else None
 
     def accuracy(self, trials: Sequence[str]) -> float | None:
-        """The mean over seeds after the last epoch; None if not every one was trained to the end."""
+        """Returns the mean over seeds after the last epoch; None unless every seed was trained to the end."""
         values = [self.top1(name, self.epochs) for name in trials]
         return None if None in values else fmean(cast(list[float], values))
 
     def everything(self) -> Trained:
-        """{trial: its epochs} of the study without early stopping."""
+        """Returns {trial: its epochs} of the study without early stopping."""
         return {name: len(self.curves[name]) for name in self.trials}
 
     def halved(self, halving: Halving, chances: Iterable[random.Random]) -> list[Trained]:
-        """What early stopping trains, for each of ``chances``.
+        """Simulates early stopping once for each of ``chances``.
 
-        Trials that compete all run at once, and reach rungs in a random order.
+        All competing trials run at once and reach rungs in a random order.
         """
         studies = [
             (group, Study("replay", "?", self.recipe, {}, points=group.points, halving=halving))
@@ -195,7 +194,7 @@ class Pool:
         ]
 
     def best_after(self, epochs: int) -> Trained:
-        """Every trial for some epochs, and the best three of each stratum and seed to the end."""
+        """Simulates training every trial for some epochs, and the best three of each stratum and seed to the end."""
 
         def accuracy(name: str) -> float:
             value = self.top1(name, epochs)
@@ -208,7 +207,7 @@ class Pool:
         return trained
 
     def at_random(self, settings: int, draw: np.random.Generator) -> Trained:
-        """Some settings of each stratum, with every seed and to the end."""
+        """Simulates training some settings of each stratum, with every seed and to the end."""
         trained = dict.fromkeys(self.trials, 0)
         for rivals in self.strata:
             for chosen in draw.choice(len(rivals), min(settings, len(rivals)), replace=False):
@@ -216,19 +215,20 @@ class Pool:
         return trained
 
     def cost(self, trained: Trained) -> int:
-        """Epochs, of which a trial that diverged has fewer."""
+        """Returns the number of epochs; trials that diverged count up to their divergence."""
         return sum(min(epochs, len(self.curves[name])) for name, epochs in trained.items())
 
     def train_seconds(self, trained: Trained) -> float:
-        """By the trials' measured times."""
+        """Returns the training seconds by the measured times of the trials."""
         epochs = {name: min(number, len(self.curves[name])) for name, number in trained.items()}
         return math.fsum(self.seconds[name][number - 1] for name, number in epochs.items() if number)
 
     def regrets(self, trained: Trained) -> list[float]:
-        """Of each stratum: by how much the chosen setting is less accurate than the best of the whole study.
+        """Returns for each stratum the accuracy of the study's best setting minus that of the chosen one.
 
-        Chosen is the best of those of which every seed was trained to the end; if there are none, of which most were.
-        Both are compared with all seeds and epochs. A stratum without a setting that could be chosen is left out.
+        The chosen setting is the best of those whose seeds were all trained to the end or, if there are none, of those
+        with the most such seeds. Both accuracies are those with all seeds and epochs. Strata without a setting that
+        could be chosen are left out.
         """
         found = []
         for rivals, best in zip(self.strata, self.best, strict=True):
@@ -254,7 +254,7 @@ class Pool:
         recorder = Recorder(cast(Journal, _Unwritten()), state, lambda: None, lambda _said: None)
 
         def train(leg: Leg) -> TrialOutcome | None:
-            """Trains to the end of a leg; how the trial has ended then, None if it has not."""
+            """Trains to the end of a leg. Returns how the trial has ended; None if it has not ended."""
             name, before = theirs[leg.trial], state.trials[leg.trial].epoch
             lost = next(
                 (epoch for epoch in range(before, leg.until) if self.top1(name, epoch + 1) is None), None
@@ -274,14 +274,16 @@ class Pool:
 
 
 def replay(record: StudyTables, orders: int = ORDERS) -> pd.DataFrame:
-    """What early stopping and simple searches would have cost, and what they would have chosen.
+    """Returns what early stopping and simple searches would have cost, and what they would have chosen.
 
-    * ``synchronous``, ``asynchronous``, ``hyperband``, ``median``: those of :class:`~nfnet_ray.study.halving.Halving`.
+    * ``synchronous``, ``asynchronous``, ``hyperband``, ``median``: the rules of
+      :class:`~nfnet_ray.study.halving.Halving`.
     * ``best after epoch i``: every trial trains for i epochs, and the best three of each stratum and seed to the end.
-    * ``random``: as many random settings as fit into the cost of ``synchronous, eta 3``, to the end; and twice as many.
+    * ``random``: as many random settings as fit into the cost of ``synchronous, eta 3``, trained to the end; and twice
+      as many.
 
     Args:
-        orders: how many random orders rules are tried in that depend on which trial is first.
+        orders: the number of random orders that are tried for rules that depend on which trial is first.
 
     Returns:
         A row for each rule: ``rule``, ``epochs`` that it trains and their ``share`` of the study's, ``train_seconds``
@@ -315,7 +317,7 @@ def replay(record: StudyTables, orders: int = ORDERS) -> pd.DataFrame:
 
 
 def replay_caution(record: StudyTables) -> str:
-    """What was left out, in sentences; empty if every trial is there. Raises UserError as :func:`replay` does."""
+    """Describes in sentences what was left out; empty if nothing was. Raises UserError as :func:`replay` does."""
     pool = Pool.of(record)
     said = []
     if pool.left_out:
@@ -335,9 +337,9 @@ def replay_caution(record: StudyTables) -> str:
 
 
 def replay_sentence(table: pd.DataFrame, equal_within: float = EQUAL_WITHIN) -> str:
-    """What :func:`replay` shows, in words: the default rule, and the cheapest that costs little accuracy.
+    """Summarises the result of :func:`replay`: the default rule, and the cheapest rule that costs little accuracy.
 
-    ``equal_within``: a regret that does not matter, a fraction; a study has its own (``--equal-within``).
+    ``equal_within``: a regret, as a fraction, that does not matter; a study has its own value (``--equal-within``).
     """
     by_rule = {row["rule"]: row for row in table.to_dict("records")}
     default, points = by_rule[_DEFAULT], as_points(f"{100 * equal_within:g}")
@@ -372,7 +374,7 @@ def _check(record: StudyTables) -> None:
 
 
 def _row(rule: str, trained: Sequence[Trained], pool: Pool) -> dict[str, Any]:
-    """One row of the table, from what a rule trains in each order."""
+    """Returns one row of the table, from the epochs that a rule trains in each order."""
     lost = [pool.regrets(one) for one in trained]
     regrets = [fmean(one) if one else 0.0 for one in lost]
     epochs = fmean(map(pool.cost, trained))
@@ -392,7 +394,7 @@ def _row(rule: str, trained: Sequence[Trained], pool: Pool) -> dict[str, Any]:
 
 
 def _all_at_once(decider: Decider, recorder: Recorder, train: Callable[[Leg], TrialOutcome | None]) -> None:
-    """All trials come to their rungs before anything is decided, which is much less to decide."""
+    """Brings all trials to their rungs before deciding, which needs far fewer decisions."""
     trials = recorder.state.trials.values()
     while waiting := [trial for trial in trials if not has_ended(trial, ())]:
         for trial in waiting:
@@ -407,7 +409,7 @@ def _all_at_once(decider: Decider, recorder: Recorder, train: Callable[[Leg], Tr
 
 
 def _one_by_one(legs: Legs, train: Callable[[Leg], TrialOutcome | None], chance: random.Random) -> None:
-    """All trials run at once and come to their rungs in a random order."""
+    """Runs all trials at once and brings them to their rungs in a random order."""
     while True:
         while (leg := legs.next()) is not None:
             legs.start(leg.trial)
@@ -425,6 +427,6 @@ def _merged(parts: Iterable[Trained]) -> Trained:
 
 
 class _Unwritten:
-    """In place of a journal: what would have happened is written nowhere."""
+    """A journal that discards its events, because simulated events are not recorded."""
 
     append: Callable[[Any], None] = staticmethod(lambda _event: None)

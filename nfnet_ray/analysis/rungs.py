@@ -1,4 +1,4 @@
-"""Early stopping in hindsight: what each rung compared, how well it predicted the end, and what each budget buys."""
+"""Evaluates early stopping in hindsight: how well each rung predicted the end, and the accuracy of each budget."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ class RungSummary:
     """One rung of a study, over all strata.
 
     Attributes:
-        rung: its epoch, or its seconds of training.
-        where: the same in words: ``after epoch 2``.
-        compared: the number of trials that reached it.
-        given_up: the number of them that ended there; 0 in a study without early stopping.
-        correlation: of the accuracies at the rung and those after the last epoch, over the trials that finished with
-            one seed of a stratum, as the mean over strata and seeds. It says nothing of the trials that were given up,
-            which would have had the chance to overtake. The interval counts the seeds of a stratum as one: they rank
+        rung: the rung, an epoch or seconds of training.
+        where: the rung in words, such as ``after epoch 2``.
+        compared: the number of trials that reached the rung.
+        given_up: the number of these trials that ended there; 0 in a study without early stopping.
+        correlation: the rank correlation between the accuracies at the rung and after the last epoch, over the finished
+            trials of one seed and stratum, as the mean over strata and seeds. It does not cover trials that were given
+            up, which could have overtaken others. The interval counts the seeds of a stratum as one, because they rank
             the same settings.
-        among_all: the same as it would be over all trials that reached the rung: those that finished were chosen there.
-        regret: by how much the setting that is the best at the rung is less accurate at the end than the best one, a
-            fraction, over the settings of which every seed that passes rungs finished, the mean over strata; NaN
-            without two of them. Further seeds of contenders pass no rung.
+        among_all: the estimated correlation over all trials that reached the rung, as the finished ones are a
+            selection.
+        regret: the final accuracy of the best setting minus that of the setting that is best at the rung, a fraction,
+            over the settings whose seeds all finished; the mean over strata; NaN without two such settings. Further
+            seeds of contenders are ignored, because they pass no rung.
     """
 
     rung: float
@@ -50,9 +51,9 @@ class RungSummary:
     regret: float
 
     def sentence(self) -> str:
-        """How well the rung predicted the end: ``rank correlation 0.48 (95% interval 0.22 to 0.69, 48 trials) …``.
+        """Says how well the rung predicted the end: ``rank correlation 0.48 (95% interval 0.22 to 0.69, 48 trials) …``.
 
-        Empty where too few trials finished.
+        Empty if too few trials finished.
         """
         found, parts = self.correlation, []
         if not math.isnan(found.value):
@@ -68,14 +69,14 @@ class RungSummary:
 
 @dataclass(frozen=True)
 class BudgetPoint:
-    """The best accuracy that complete schedules of one length have reached, under one combination of the conditions.
+    """The best accuracy of complete schedules of one length, under one combination of the conditions.
 
     Attributes:
         epochs: the length of the schedules.
-        train_seconds: of the best setting with this schedule alone, the mean over its seeds.
-        top1: its accuracy at the end of the schedule, a fraction, the mean over its seeds.
+        train_seconds: the training time of the best setting with this schedule alone, the mean over its seeds.
+        top1: the accuracy of the best setting at the end of the schedule, a fraction, the mean over its seeds.
         point: {dotted name: value} of the best setting.
-        settings: the number of settings that it was chosen from.
+        settings: the number of settings among which the best one was chosen.
     """
 
     epochs: int
@@ -87,10 +88,10 @@ class BudgetPoint:
 
 @once_of_a_record
 def rung_summaries(record: StudyRecord) -> Sequence[RungSummary]:
-    """The rungs at which trials were given up, earliest first.
+    """Returns a summary of each rung at which trials were given up, earliest first.
 
-    Of a study without early stopping they are those at which the default rule would have compared. None where trials
-    train for different numbers of epochs.
+    In a study without early stopping, these are the rungs at which the default rule would have compared trials. Empty
+    if trials train for different numbers of epochs.
     """
     stopped = record.trials[record.trials["state"] == "stopped"]
     given_up = [
@@ -116,7 +117,7 @@ def rung_summaries(record: StudyRecord) -> Sequence[RungSummary]:
 
 
 def rung_sentences(record: StudyRecord) -> list[str]:
-    """A sentence for each rung of which there is something to say.
+    """Returns a sentence for each rung that has enough finished trials.
 
     ``After epoch 2: rank correlation with the end 0.48 (95% interval 0.22 to 0.69, 48 trials that finished); …``
     """
@@ -125,7 +126,7 @@ def rung_sentences(record: StudyRecord) -> list[str]:
 
 
 def budget_points(record: StudyRecord) -> dict[tuple[Any, ...], list[BudgetPoint]]:
-    """{values of the conditions: what schedules of each length reached, the shortest first}.
+    """Returns {values of the conditions: the results of schedules of each length, the shortest first}.
 
     Empty unless the study trained complete schedules of several lengths (``--schedule stretched``).
     """
@@ -161,7 +162,7 @@ def budget_points(record: StudyRecord) -> dict[tuple[Any, ...], list[BudgetPoint
 
 
 def budget_sentences(record: StudyRecord) -> list[str]:
-    """The accuracy that each budget buys, a sentence for each combination of the conditions.
+    """Describes the accuracy of each budget, in a sentence for each combination of the conditions.
 
     ``Accuracy against budget at batch_size 64: 46.9% with 2 epochs (1.2 s of training, clip_factor 0.02), 98.1% …``
     """
@@ -187,7 +188,7 @@ def _without(point: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _last_rung(record: StudyRecord, trial: str, epochs: int) -> float:
-    """The rung at which a trial was given up after ``epochs`` epochs."""
+    """Returns the rung at which a trial was given up after ``epochs`` epochs."""
     return max(record.pauses[trial]) if record.rungs_in_seconds else epochs
 
 
@@ -201,21 +202,21 @@ def _where(record: StudyRecord, rung: float) -> str:
 
 
 def _accuracies_at(record: StudyRecord, rung: float) -> dict[str, float]:
-    """The accuracy of each trial that reached a rung, by its name."""
+    """Returns {name: accuracy at a rung} of the trials that reached it."""
     if not record.rungs_in_seconds:
         rows = _ends_of_schedules(record, rung)
         rows = rows[~rows["trial"].isin(record.further)]
         return dict(zip(rows["trial"], rows[METRIC].astype(float), strict=True))
     top1 = record.epochs.set_index(["trial", "epoch"])[METRIC].astype(float).to_dict()
-    # Trials that an extension has left out have pauses too, and no rows in the tables.
+    # Trials that an extension has left out have pauses, too, but no rows in the tables.
     paused = {name: record.pauses.get(name, {}) for name in record.trials["trial"]}
     return {name: top1[name, rungs[rung]] for name, rungs in paused.items() if rung in rungs}
 
 
 def _ends_of_schedules(record: StudyRecord, epoch: float) -> pd.DataFrame:
-    """The rows of an epoch; with stretched schedules those of trials that have come to the end of one there.
+    """Returns the rows of an epoch; with stretched schedules only those of trials that ended a schedule there.
 
-    Groups of different sizes have different rungs, so for others the epoch may lie within a schedule.
+    Groups of different sizes have different rungs, so for other trials the epoch may lie within a schedule.
     """
     rows = record.epochs[record.epochs["epoch"] == epoch]
     if "schedule_epochs" in rows:
@@ -224,7 +225,7 @@ def _ends_of_schedules(record: StudyRecord, epoch: float) -> pd.DataFrame:
 
 
 def _would_be_rungs(record: StudyRecord) -> list[float]:
-    """Those of the default rule, in a study that ran without early stopping and trained by one schedule."""
+    """Returns the rungs of the default rule, for a study without early stopping whose trials share one schedule."""
     if record.study["halving"] is not None or "schedule.epochs" in record.fields or record.epochs.empty:
         return []
     recipe = record.study["recipe"]
@@ -238,13 +239,13 @@ def _by_stratum(record: StudyRecord, trial: Mapping[Any, Any]) -> tuple[Any, ...
 
 
 def _pair(trial: Mapping[Any, Any], at_rung: Mapping[str, float]) -> tuple[float, float] | None:
-    """(accuracy at the rung, at the end) of a trial that has finished, None of another one."""
+    """Returns (accuracy at the rung, at the end) of a trial that has finished; None for other trials."""
     pair = at_rung.get(trial["trial"], math.nan), float(trial["last_top1"])
     return None if trial["state"] != "finished" or any(map(math.isnan, pair)) else pair
 
 
 def _correlation(record: StudyRecord, at_rung: Mapping[str, float]) -> RankCorrelation:
-    """Over the trials that finished and reached the rung."""
+    """Returns the rank correlation over the trials that finished and reached the rung."""
     strata: dict[tuple[Any, ...], dict[Any, list[tuple[float, float]]]] = {}
     for trial in record.trials.to_dict("records"):
         if (pair := _pair(trial, at_rung)) is not None:
@@ -253,11 +254,11 @@ def _correlation(record: StudyRecord, at_rung: Mapping[str, float]) -> RankCorre
 
 
 def _spread_of_all(record: StudyRecord, at_rung: Mapping[str, float]) -> float:
-    """The standard deviation at a rung of all trials as a share of that of those that finished, by normal scores.
+    """Returns the standard deviation at a rung, by normal scores, of all trials relative to that of finished trials.
 
-    Ranks alone count, as in the correlation: a trial at the accuracy of chance is no further away than the last one.
+    As in the correlation, only ranks matter: a trial at chance accuracy is no further away than the last one.
     """
-    from scipy.special import ndtri  # takes a while to import
+    from scipy.special import ndtri  # importing it takes a while
 
     strata: dict[tuple[Any, ...], list[tuple[float, bool]]] = {}
     for trial in record.trials.to_dict("records"):
@@ -276,7 +277,7 @@ def _spread_of_all(record: StudyRecord, at_rung: Mapping[str, float]) -> float:
 
 
 def _regret(record: StudyRecord, at_rung: Mapping[str, float]) -> float:
-    """The mean over strata with two settings or more of which every trial finished and reached the rung."""
+    """Returns the mean regret over strata with at least two settings whose trials all finished and reached the rung."""
     strata: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for point, every in trials_by_setting(record):
         trials = [trial for trial in every if trial["trial"] not in record.further]

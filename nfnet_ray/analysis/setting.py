@@ -1,4 +1,4 @@
-"""The outcome of one setting: its accuracy, how certain it is, and which images its trials had right."""
+"""Computes the result of one setting: its accuracy, the uncertainty, and the images that were classified correctly."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from nfnet_ray.correct_images import CorrectImages
 
 @dataclass(frozen=True)
 class SettingImages:
-    """Which images the trials of a setting had right.
+    """The images that the trials of a setting classified correctly.
 
     Attributes:
-        correct: bool (seeds, N), in the order of the data set.
-        measured: bool (N,): measured by every one of them.
+        correct: bool (seeds, N), whether each seed classified each image correctly, in the order of the data set.
+        measured: bool (N,), whether every trial was measured on each image.
     """
 
     correct: Bits
@@ -29,7 +29,7 @@ class SettingImages:
 
     @staticmethod
     def of(trials: Sequence[CorrectImages | None]) -> SettingImages | None:
-        """Those of the trials; None unless they are known of each."""
+        """Combines the images of several trials; None unless they are known for each trial."""
         known = [trial for trial in trials if trial is not None]
         if len(known) < len(trials) or not known or len({len(trial.correct) for trial in known}) > 1:
             return None
@@ -39,23 +39,23 @@ class SettingImages:
         )
 
     def only(self, chosen: Bits) -> SettingImages:
-        """With only the chosen images, bool (N,), taken as measured."""
+        """Returns a copy in which only the chosen images, bool (N,), count as measured."""
         return SettingImages(self.correct, self.measured & chosen)
 
 
 @dataclass(frozen=True)
 class SettingResult:
-    """The outcome of one setting.
+    """The result of one setting.
 
     Attributes:
         point: {dotted name: value} of the swept fields.
-        top1: mean over seeds of the accuracy after the last epoch, a fraction.
-        low, high: 95% interval of ``top1``, for the draw of validation images and, from two seeds on, of seeds
-            (:func:`nfnet_ray.analysis.inference.intervals.accuracy_interval`, or
-            :func:`nfnet_ray.analysis.inference.paired.paired_accuracy_interval` where ``images`` are known).
-        seed_top1: each seed's accuracy, whose mean ``top1`` is.
-        validation_images: how many images each of them was measured on.
-        images: which images each seed had right; None where the journal does not say.
+        top1: the mean over seeds of the accuracy after the last epoch, a fraction.
+        low, high: the 95% interval of ``top1`` over the draw of validation images and, with at least two seeds, over
+            seeds (:func:`nfnet_ray.analysis.inference.intervals.accuracy_interval`, or
+            :func:`nfnet_ray.analysis.inference.paired.paired_accuracy_interval` if ``images`` are known).
+        seed_top1: the accuracy of each seed; ``top1`` is their mean.
+        validation_images: the number of images on which each seed was measured.
+        images: the images that each seed classified correctly; None if the journal does not contain them.
     """
 
     point: Mapping[str, Any]
@@ -70,7 +70,7 @@ class SettingResult:
 def setting_result(
     point: Mapping[str, Any], top1: Sequence[float], validation_images: int, images: SettingImages | None
 ) -> SettingResult:
-    """The result of a setting from the accuracy of each seed, with its interval."""
+    """Returns the result of a setting with its interval, from the accuracy of each seed."""
     if images is not None and images.measured.any():
         low, high = paired_accuracy_interval(images.correct[:, images.measured])
     else:
@@ -81,11 +81,12 @@ def setting_result(
 
 @once_of_a_record
 def setting_results(record: StudyTables) -> Sequence[SettingResult]:
-    """The settings that can be compared, in the order of the study's space.
+    """Returns the results of the settings that can be compared, in the order of the study's space.
 
-    A setting counts when at least one of its trials has finished and none was stopped early, diverged or
-    failed: a setting that fails for one seed in three is not as good as its two survivors, and accuracy
-    after an early stop is not accuracy after all epochs. Trials that have yet to run are only missing.
+    A setting can be compared when at least one of its trials has finished and none was stopped early, diverged or
+    failed. Otherwise a setting that fails for one seed in three would be judged by its two survivors, or an accuracy
+    after an early stop would be compared with accuracies after all epochs. Trials that have not run yet are simply
+    missing.
     """
     results = []
     for point, trials in trials_by_setting(record):
@@ -101,7 +102,7 @@ def setting_results(record: StudyTables) -> Sequence[SettingResult]:
 
 
 def _validation_images(record: StudyTables, trial: str) -> int:
-    """Of the study that the trial is of."""
+    """Returns the number of validation images of the study to which a trial belongs."""
     if not record.parts:
         return record.study["data"]["validation_images"]
     study = record.trials.set_index("trial").at[trial, STUDY]
@@ -112,7 +113,7 @@ def _validation_images(record: StudyTables, trial: str) -> int:
 def trials_by_setting(
     record: StudyTables,
 ) -> Sequence[tuple[Mapping[str, Any], Sequence[Mapping[Hashable, Any]]]]:
-    """Each point of the space with its trials, in the order of the trials' plan."""
+    """Returns each point of the space with its trials, in the order of the trials' plan."""
     settings: dict[tuple[Any, ...], list[dict[Hashable, Any]]] = {}
     for trial in record.trials.to_dict("records"):
         settings.setdefault(tuple(trial[field] for field in record.fields), []).append(trial)

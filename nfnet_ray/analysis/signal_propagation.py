@@ -1,4 +1,4 @@
-"""The size of the activations, block by block and epoch by epoch, from a study's journal."""
+"""Reads the size of the activations, block by block and epoch by epoch, from a study's journal."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUANTITIES = ("variance", "mean_square", "expected_variance")
-# Metrics are called signal/07_block_05/variance: depth, name of the block, quantity. Those of the first
-# epoch's event that begin with initial_ were measured before the first step.
+# The names of metrics have the form signal/07_block_05/variance: depth, name of the block, quantity. The event of the
+# first epoch also contains metrics with the prefix initial_, which were measured before the first step.
 _METRIC = re.compile(rf"(initial_)?signal/(\d+)_(.+)/({'|'.join(QUANTITIES)})")
 
 
 def signal_by_depth(record: StudyRecord) -> pd.DataFrame:
-    """The signal-propagation measurements of all trials (``signal_epochs`` of the Recipe); empty without any.
+    """Returns the signal-propagation measurements of all trials (``signal_epochs`` of the Recipe); empty without any.
 
     Returns:
         A row per trial, measured epoch and block, by trial as in ``record.trials``, then epoch, then depth:
@@ -34,7 +34,7 @@ def signal_by_depth(record: StudyRecord) -> pd.DataFrame:
         for row in rows.to_dict("records"):
             for column, meaning in meanings.items():
                 value = row[column]
-                # An epoch at which the trial did not measure has no value in any column.
+                # In an epoch at which the trial did not measure, no column has a value.
                 if value is None or math.isnan(value):
                     continue
                 initial, depth, block, quantity = meaning.groups()

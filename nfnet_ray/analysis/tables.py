@@ -1,7 +1,7 @@
-"""What a study's tables offer: :class:`nfnet_ray.analysis.StudyRecord` as the statistics see it.
+"""The interface of a study's tables: :class:`nfnet_ray.analysis.StudyRecord` as the statistical functions use it.
 
-The statistics are methods of the record, so they cannot import it; they take whatever has these attributes, which the
-record's docstring explains.
+The record has methods that call these functions, so they cannot import the record. They accept any object with these
+attributes, which the record's docstring explains.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 STUDY = "study"
-"""The column, and field, of a record of several studies that says which of them a trial is of."""
+"""The column, and field, of a record of several studies that contains the study of each trial."""
 
 
 class StudyTables(Protocol):
-    """The attributes and methods of a :class:`nfnet_ray.analysis.StudyRecord` that its statistics need."""
+    """The attributes and methods of a :class:`nfnet_ray.analysis.StudyRecord` that statistical functions need."""
 
     @property
     def study(self) -> StudyDescription: ...
@@ -60,16 +60,16 @@ Found = TypeVar("Found")
 
 
 def once_of_a_record(find: Callable[[Record], Found]) -> Callable[[Record], Found]:
-    """Keeps with a record what a function finds in it, since a report asks for the same a dozen times.
+    """Caches a function's result in the record that is its argument, because a report needs it a dozen times.
 
-    As with :func:`functools.cached_property` nobody may change what is found. A record that is made from another one,
-    by :func:`dataclasses.replace`, is asked anew.
+    As with :func:`functools.cached_property`, the result must not be modified. For a record that
+    :func:`dataclasses.replace` creates from another one, the function is called again.
     """
     name = f"{find.__module__}.{find.__qualname__}"
 
     @functools.wraps(find)
     def known(record: Record) -> Found:
-        if not hasattr(record, "__dict__"):  # the name of a study, most likely
+        if not hasattr(record, "__dict__"):  # most likely the name of a study
             raise refusal("record", record, "what nfnet_ray.load_study and nfnet_ray.run return")
         kept: dict[str, Any] = vars(record)
         if name not in kept:

@@ -1,4 +1,4 @@
-"""Whether one setting is better than another: better, equal in practice, or not to be told."""
+"""Decides whether one setting is better than another, equal to it in practice, or cannot be told apart from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nfnet_ray.analysis.setting import SettingResult
 from nfnet_ray.wording import count, in_points
 
 EQUAL_WITHIN = 0.002
-"""Settings whose accuracies differ by less are equal in practice, a fraction: two points of a thousand."""
+"""The difference in accuracy, a fraction, below which settings are equal in practice: 0.2 percentage points."""
 SEEDS_NOT_MEASURED = "Run with --seeds 3 to measure it"
 SEEDS_TO_COME = "Contenders have more seeds to come"
 
@@ -25,21 +25,21 @@ RestsOn = Literal["sweep", "reruns", "reruns of the best"]
 
 @dataclass(frozen=True)
 class Contrast:
-    """The best setting compared with another one.
+    """A comparison of the best setting with another one.
 
     Attributes:
-        other: the other setting, in the sweep.
-        against: what the best one was compared with: the other setting in its reruns, or in the sweep.
-        difference: the best one's mean accuracy less the other's, a fraction.
-        low, high: 95% interval of the difference, over images and, if ``covers_seeds``, over seeds.
-        is_paired: whether they were compared image by image; else as if each had been given images of its own.
-        covers_seeds: whether both have two seeds or more, or one of them has and both are taken to spread alike.
-        probability: how probable it is that the best is better, with a flat prior; over what the interval covers.
-        p_value: of McNemar's exact test, where each has one seed and the bits are known.
-        kind: ``better`` or ``equal`` if the interval covers seeds and lies above 0, or within ``equal_within`` of it.
-        needed: what it would take to tell, in words; empty if it is told or not known.
-        rests_on: the trials that were compared: those of the sweep, by which the best one was chosen; the reruns of
-            both; or the reruns of the best one with the other in the sweep.
+        other: the result of the other setting in the sweep.
+        against: the result of the other setting that was compared: in its reruns, or in the sweep.
+        difference: the best setting's mean accuracy minus the other's, a fraction.
+        low, high: the 95% interval of the difference over images and, if ``covers_seeds``, over seeds.
+        is_paired: whether both were compared image by image; else they are treated as measured on independent images.
+        covers_seeds: whether both have at least two seeds, or one has and both are assumed to have the same spread.
+        probability: the probability that the best setting is better, with a flat prior, over what the interval covers.
+        p_value: the p-value of McNemar's exact test if each setting has one seed and the bits are known.
+        kind: ``better`` or ``equal`` if the interval covers seeds and lies above 0, or within ``equal_within`` of 0.
+        needed: the number of seeds or images that would decide the comparison, in words; empty if decided or unknown.
+        rests_on: the trials that were compared: those of the sweep, by which the best setting was chosen; the reruns of
+            both; or the reruns of the best setting and the sweep of the other.
     """
 
     other: SettingResult
@@ -63,9 +63,9 @@ def contrast(
     *,
     one_spread: bool = False,
 ) -> Contrast:
-    """Compares two settings, image by image if it is known which images their trials had right.
+    """Compares two settings, image by image if the correctness of each image is known for both.
 
-    With ``one_spread`` the seeds of a setting that has a single one are taken to spread as those of the other do.
+    With ``one_spread``, a setting with a single seed is assumed to have the other's spread between seeds.
     """
     seeds = len(best.seed_top1), len(other.seed_top1)
     with_seeds = covers_seeds(*seeds, one_spread=one_spread)
@@ -77,7 +77,7 @@ def contrast(
         low, high = difference_interval(
             best.seed_top1, other.seed_top1, best.validation_images, one_spread=one_spread
         )
-        # The interval is nearly that of a normal variate.
+        # The interval is nearly that of a normal distribution.
         error = (high - low) / (2 * Z_95)
         probability = 0.5 * math.erfc(-(low + high) / 2 / error / math.sqrt(2)) if error else 0.5
     kind: Kind = "cannot tell"
@@ -96,13 +96,13 @@ def contrast(
 
 
 def with_seed_spread(found: Contrast, spread: float, seeds: tuple[int, int] = (1, 1)) -> tuple[float, float]:
-    """The interval of a contrast that covers images alone, widened by a spread between seeds.
+    """Returns the interval of a contrast that covers only images, widened by a spread between seeds.
 
-    The half-widths add in squares, as the seeds of the two have nothing to do with the images.
+    The squares of the half-widths add up, because the seeds are independent of the images.
 
     Args:
-        spread: a standard deviation, a fraction.
-        seeds: how many each of the two has.
+        spread: the standard deviation between seeds, a fraction.
+        seeds: the number of seeds of each of the two settings.
     """
     of_seeds = Z_95 * math.sqrt(1 / seeds[0] + 1 / seeds[1]) * spread
     half = math.hypot((found.high - found.low) / 2, of_seeds)
@@ -113,7 +113,7 @@ def with_seed_spread(found: Contrast, spread: float, seeds: tuple[int, int] = (1
 def paired_settings(
     a: SettingResult, b: SettingResult, *, one_spread: bool = False
 ) -> PairedDifference | None:
-    """Setting a less setting b, image by image; None if it is not known which images both had right."""
+    """Returns setting a minus setting b, paired by image; None if the correct images of both are not known."""
     if a.images is None or b.images is None or a.images.correct.shape[1] != b.images.correct.shape[1]:
         return None
     both = a.images.measured & b.images.measured
@@ -125,7 +125,7 @@ def paired_settings(
 
 
 def _needed(paired: PairedDifference, difference: float, a: SettingResult, b: SettingResult) -> str:
-    """How many seeds, or images, would tell a difference."""
+    """Says how many seeds, or images, would be needed to establish a difference."""
     assert a.images is not None
     images = int(np.count_nonzero(a.images.measured))
     seeds = 2 / (1 / len(a.seed_top1) + 1 / len(b.seed_top1))
@@ -139,7 +139,7 @@ def _needed(paired: PairedDifference, difference: float, a: SettingResult, b: Se
     by_images = images_to_tell(noise, difference, round(seeds))
     ways = []
     if by_seeds:
-        # One more at least: with these it was not told.
+        # At least one more than now, because the present number was not sufficient.
         ways.append(f"{count(max(by_seeds, math.ceil(seeds) + 1), 'seed')} of each")
     if by_images and by_images > images:
         ways.append(count(by_images, "validation image"))
