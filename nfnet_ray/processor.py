@@ -1,4 +1,4 @@
-"""The processor of this machine, and how much of it there is for this process."""
+"""The processor of this machine, and the number of cores that this process may use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """Its name, such as ``Intel(R) Xeon(R) Processor``; the architecture where Linux does not say it."""
+    """The name of the processor, such as ``Intel(R) Xeon(R) Processor``, or its architecture if Linux has no name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -20,9 +20,10 @@ def processor_name() -> str:
 
 
 def available_cpus(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use, within the limit of this container, whose control group it is."""
+    """The number of cores that this process may use, within the limit of its container (the control group)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # None, or "max" without a limit. More threads than the quota has cores would all be stopped for most of the time.
+    # The file is missing, or says "max", if there is no limit. With more threads than the quota has cores, all threads
+    # would be stopped for most of the time.
     with suppress(OSError, ValueError):
         quota, period = map(int, (group / "cpu.max").read_text().split())
         return max(1, min(cores, quota // period))

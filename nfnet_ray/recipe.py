@@ -5,11 +5,11 @@ A Recipe is a tree of frozen dataclasses (:mod:`nfnet_ray.settings` checks them)
 in MLflow's params and as a column of a table. A wrong value fails when the Recipe is built, with the
 field, the value and what is allowed.
 
-This module needs nothing but the standard library: the same Recipe is read by a driver that has no
-torch in memory and by a worker on a machine that has only torch.
+This module needs only the standard library. A driver that has not imported torch reads the same Recipe as a worker on a
+machine that has nothing but torch.
 
 The defaults are the published ImageNet recipe of NFNet-F0 (Brock et al. 2021, appendix A.1 and the
-official ``experiment_nfnets.py``); studies replace what their question needs.
+official ``experiment_nfnets.py``). Studies replace the values that their question concerns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nfnet_ray.settings import LARGEST_SIDE, RecipeError, Section, required, set
 
 @dataclass(frozen=True)
 class Overrides(Section):
-    """Changes to the network's shape, the official class's arguments; None keeps the value of the named model."""
+    """Changes to the network's shape, by the arguments of the official class. None keeps the named model's value."""
 
     width: tuple[int, ...] | None = setting(None, "channels of each stage", at_least=1, at_most=65536)
     depth: tuple[int, ...] | None = setting(None, "blocks of each stage", at_least=1, at_most=1000)
@@ -51,7 +51,7 @@ class Overrides(Section):
     )
 
     def chosen(self) -> dict[str, Any]:
-        """{name: value} of those that are not None."""
+        """{name: value} of the overrides that are not None."""
         return {name: value for name, value in self.to_values().items() if value is not None}
 
 
@@ -90,12 +90,12 @@ class ModelRecipe(Section):
 
     @property
     def label(self) -> str:
-        """The name for people: of a network of one's own without what identifies its code."""
+        """The name of the model for people, without the hash of a user's own code."""
         return split_weights(self.name)[0]
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a network of one's own, named by an import path (:mod:`nfnet_ray.models.own`)."""
+        """Whether it is a user's own network, named by an import path (:mod:`nfnet_ray.models.own`)."""
         return is_import_path(self.name)
 
 
@@ -436,10 +436,10 @@ class Recipe(Section):
 
     @staticmethod
     def from_values(values: Mapping[str, Any]) -> Recipe:
-        """The Recipe whose :meth:`to_values`, possibly through JSON, gave ``values``.
+        """The Recipe with these values, which are those of :meth:`to_values`, possibly read from JSON.
 
-        Raises RecipeError if a field is missing: the values are of another version, and a default might make it a
-        different run. Also if one is unknown, which only a newer version has.
+        Raises RecipeError if a field is missing or unknown. The values are then from another version, and a default
+        might make it a different run.
         """
         known = Recipe().to_values()
         unknown = [str(name) for name in values if name not in known]
@@ -456,19 +456,19 @@ class Recipe(Section):
 
     @staticmethod
     def from_any_version(values: Mapping[str, Any]) -> Recipe:
-        """As :meth:`from_values`, of any version, to be looked at and not to be trained.
+        """Like :meth:`from_values`, for values of any version. The Recipe is for display and not for training.
 
-        A field that is missing has its default, and one that is unknown is left out. Raises RecipeError for a value
-        that is not allowed any more.
+        A missing field gets its default, and an unknown one is left out. Raises RecipeError for a value that is no
+        longer allowed.
         """
         known = Recipe().to_values()
         return Recipe.from_values(known | {name: value for name, value in values.items() if name in known})
 
     def fingerprint(self) -> str:
-        """12 hex digits that are equal for two Recipes that train the same network on the same bytes.
+        """A hash of 12 hex digits, which is equal for two Recipes that train the same network on the same bytes.
 
-        The path of the data is left out; the data set has its own fingerprint. A file of weights counts by its
-        content, if the Recipe states it (see :func:`split_weights`), and not by its path.
+        The path of the data is left out, because the data set has its own fingerprint. A file of weights enters with
+        its content, if the Recipe states that (see :func:`split_weights`), and not with its path.
         """
         values = decisive_values(self.to_values())
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
@@ -500,9 +500,9 @@ class ResolvedData(DataRecipe):
 
 @dataclass(frozen=True)
 class ResolvedRecipe(Recipe):
-    """A Recipe in which its model's published values are filled in, as :func:`nfnet_ray.models.published.resolve` does.
+    """A Recipe with the published values of its model filled in (:func:`nfnet_ray.models.published.resolve`).
 
-    Its names, values and fingerprint are those of the Recipe of the same values.
+    Its names, values and fingerprint equal those of a Recipe with the same values.
     """
 
     model: ResolvedModel = required(Recipe, "model")  # noqa: RUF009
@@ -523,7 +523,7 @@ def split_weights(weights: str) -> tuple[str, str | None]:
 
 
 def is_import_path(name: str) -> bool:
-    """Whether ``model.name`` is that of a network of one's own, ``module:function``, with or without a hash.
+    """Whether ``model.name`` names a user's own network, as ``module:function`` with or without a hash.
 
     >>> is_import_path("my_net:build@sha256:0123456789ab"), is_import_path("nfnet_f0")
     (True, False)
@@ -532,9 +532,9 @@ def is_import_path(name: str) -> bool:
 
 
 def decisive_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the ``values`` of a Recipe that decide its result.
+    """The values of a Recipe that decide the result of its run.
 
-    The path of the data is left out, since the data have their own fingerprint. A file of weights is represented by
+    The path of the data is left out, because the data set has its own fingerprint. A file of weights is represented by
     its content, if that is stated.
     """
     decisive = {name: value for name, value in values.items() if name != "data.path"}

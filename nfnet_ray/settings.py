@@ -31,14 +31,14 @@ from nfnet_ray.printable import shown
 
 
 class RecipeError(UserError):
-    """A setting that does not exist, or a value that it does not take."""
+    """A setting does not exist, or does not take a value."""
 
 
-# No setting takes more: seeds and sizes have 32 bits, and numbers stay finite when float32 multiplies them.
+# No setting takes a larger number: seeds and sizes have 32 bits, and float32 products of two such numbers are finite.
 LARGEST_WHOLE_NUMBER = 2**31 - 1
 LARGEST_NUMBER = 1e6
 LARGEST_SIDE = 2048
-"""Pixels of an image's side: twice what any published recipe uses; memory grows with its square."""
+"""The largest side of an image, in pixels: twice that of any published recipe. Memory grows with its square."""
 
 
 def setting(
@@ -50,7 +50,7 @@ def setting(
     below: float | None = None,
     at_most: float | None = None,
 ) -> Any:
-    """A dataclass field with its meaning and the range of values that it takes."""
+    """Declares a dataclass field with its meaning and the range of values that it takes."""
     bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
     return dataclasses.field(
         default=default,
@@ -65,14 +65,14 @@ def required(section: type[Section], name: str) -> Any:
 
 
 class Section:
-    """Checks every field against its type and its range when it is built.
+    """A dataclass that checks every field against its type and its range when it is built.
 
-    A section may be the default of a field of another one: so they form a tree, and the names of fields get dots. A
-    class of sections has one place in one tree.
+    A section may be the default of a field of another section. So sections form a tree, and the names of their fields
+    have dots. Each class of sections has a single place in a single tree.
     """
 
     prefix: ClassVar[str] = ""
-    """What comes before the names of this section's fields: ``optimizer.agc.``; empty at the root of the tree."""
+    """The prefix of this section's field names, such as ``optimizer.agc.``; empty at the root of the tree."""
 
     def __init_subclass__(cls) -> None:
         for name, value in vars(cls).items():
@@ -126,7 +126,7 @@ class Section:
                 below.setdefault(first, {})[rest] = value
             else:
                 changes[name] = value
-        # Sections in which nothing changes are kept, and not checked again: they were when they were built.
+        # Sections in which nothing changes are kept as they are, without another check.
         changes |= {name: getattr(self, name).with_values(changed) for name, changed in below.items()}
         return dataclasses.replace(self, **changes)  # pyrefly: ignore[bad-specialization]
 
@@ -135,9 +135,9 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 
 def narrowed(section: Section, kind: type[SectionType]) -> SectionType:
-    """The same values as ``kind``, a subclass of the section's own type that has :func:`required` fields.
+    """The same values in a section of type ``kind``, a subclass of its own type that has :func:`required` fields.
 
-    Raises RecipeError where a required field is None.
+    Raises RecipeError if a required field is None.
     """
     values = {field.name: (getattr(section, field.name), field) for field in _fields(kind)}
     return kind(
@@ -250,7 +250,7 @@ def _conform(value: Any, hint: Any) -> Any:
         return _MISFIT if _MISFIT in items else items
     if isinstance(value, bool):
         return value if hint is bool else _MISFIT
-    # NumPy's numbers become Python's, which a journal can hold.
+    # NumPy's numbers are converted to Python's, which can be written to a journal.
     if hint is float and isinstance(value, numbers.Integral):
         return float(value) if abs(int(value)) < 2**53 else _MISFIT
     if hint is float and isinstance(value, numbers.Real):
@@ -268,7 +268,7 @@ def _within(value: Any, bounds: Mapping[str, float]) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return True
     return (
-        # False for nan.
+        # This is False for nan.
         abs(value) <= _largest(value)
         and value > bounds.get("above", float("-inf"))
         and value >= bounds.get("at least", float("-inf"))
@@ -361,7 +361,7 @@ def parse_assignment(text: str, form: str) -> tuple[str, Any]:
 
 
 def each_once(assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """{name: value} of what several ``--set`` say. Raises RecipeError if two of them give one name different values.
+    """{name: value} of several ``--set``. Raises RecipeError if two of them give a name different values.
 
     >>> each_once([("width", 32), ("depth", 2), ("width", 32)])
     {'width': 32, 'depth': 2}
@@ -395,7 +395,7 @@ def parse_value(literal: str) -> Any:
 
 
 _MOST_FIELDS_NAMED = 12
-"""Of a part of the Recipe: all eleven of ``model.overrides``, the largest part that has no parts itself."""
+"""An error lists at most this number of fields: all of ``model.overrides``, the largest part without parts."""
 
 
 def _unknown_field(name: object, known: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Writing a file in one step: it is complete, or its name shows what was there before.
+"""Writes files atomically: a file is either complete, or still the previous one.
 
 The content goes to a file next to it, ``NAME.partial``, which is renamed at the end. A file that grows over several
 runs of a program (:class:`nfnet_ray.data.files.beton.BetonWriter`, ``data_prep/fetch.py``) shares only that name.
@@ -14,24 +14,24 @@ from pathlib import Path
 from typing import IO, Any
 
 PARTIAL = ".partial"
-"""Suffix of a file that is being written, or was when its program was killed."""
+"""The suffix of a file that is being written, or that was when its program was killed."""
 
 
 @contextlib.contextmanager
 def whole_file(
     path: Path, mode: str = "wb", *, sync: bool = True, several_writers: bool = False
 ) -> Generator[IO[Any]]:
-    """Open a file that replaces ``path`` when the block ends; an exception leaves ``path`` as it was.
+    """Opens a file that replaces ``path`` when the block ends. After an exception ``path`` is as before.
 
     The folder has to exist. A killed program leaves the partial file, which the next writer overwrites.
 
     Args:
         path: the file to make or to replace.
         mode: ``"wb"``, ``"w+b"``, or ``"w"`` for text, which is written as UTF-8.
-        sync: bring content and name to the disk, so that the new file survives a power failure. Without it readers
-            still find either the old file or the new one.
-        several_writers: processes or threads may write the same path at once. Each gets a partial file of its own, and
-            the last one to finish wins.
+        sync: whether to flush content and name to the disk, so that the new file survives a power failure. Without it
+            readers still find either the old file or the new one.
+        several_writers: whether processes or threads may write the same path at once. Each of them then has a separate
+            partial file, and the last one to finish wins.
 
     Raises:
         OSError: the file cannot be written.
@@ -58,12 +58,12 @@ def whole_file(
 
 
 def partial_path(path: Path) -> Path:
-    """Where ``path`` is written until it is complete."""
+    """The path of the partial file of ``path``."""
     return path.with_name(path.name + PARTIAL)
 
 
 def replace_for_good(partial: Path, path: Path) -> None:
-    """Gives a file that is complete the name ``path``; content and name survive a power failure.
+    """Renames a complete file to ``path``. Content and name survive a power failure.
 
     Raises OSError if the disk cannot keep it.
     """

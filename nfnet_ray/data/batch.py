@@ -1,4 +1,4 @@
-"""What the loaders yield: images, labels, and everything else a step needs to know about its samples."""
+"""Batches, as the loaders yield them: images, labels, and everything else that a step needs to know of its samples."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Indices = NDArray[np.int64]
 
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A NumPy array as a tensor on the device, without waiting for the device."""
+    """Copies a NumPy array to a tensor on the device, without waiting for the device."""
     return sent_to(torch.from_numpy(np.ascontiguousarray(array)), device)
 
 
 def sent_to(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on the device, without waiting for the device.
+    """Copies a tensor to the device, without waiting for the device.
 
-    A GPU copies by itself from pinned memory alone: for a copy from other memory the host may have to wait until the
-    GPU has done what it was given before. torch keeps pinned memory until it has been copied.
+    Only from pinned memory does a GPU copy asynchronously. For a copy from other memory the host may have to wait until
+    the GPU has finished its earlier work. torch keeps pinned memory until it has been copied.
     """
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
@@ -30,9 +30,9 @@ def sent_to(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def check_images(images_NHWC: Tensor, indices: Indices) -> None:
-    """Raises ValueError for what is not uint8 (N, H, W, 3) with N sample indices.
+    """Raises ValueError if the images are not uint8 (N, H, W, 3) with N sample indices.
 
-    torch's usual order of the axes would be augmented as well: into something that is no picture.
+    Without this check, images in torch's usual order of axes would be augmented too, with meaningless results.
     """
     shape = tuple(images_NHWC.shape)
     if len(shape) != 4 or shape[3] != 3 or images_NHWC.dtype != torch.uint8:
@@ -43,27 +43,27 @@ def check_images(images_NHWC: Tensor, indices: Indices) -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` uint8 (N, H, W, 3) and ``labels`` int64 (N,) on the device, with their sample indices."""
+    """A batch of images, uint8 (N, H, W, 3), and labels, int64 (N,), on the device, with the indices of its samples."""
 
     images: Tensor
     labels: Tensor
     indices: Indices
 
     def part(self, rows: slice) -> Batch:
-        """Some of the samples; tensors are views."""
+        """A slice of the samples, whose tensors are views."""
         return Batch(self.images[rows], self.labels[rows], self.indices[rows])
 
 
 @dataclass(frozen=True)
 class TrainBatch(Batch):
-    """A worker's share of a training batch; ``images`` is float32 in 0..255 where mixing left fractions, else uint8.
+    """A worker's share of a training batch. ``images`` are uint8, or float32 in 0..255 after mixing.
 
-    The target is ``label_share * onehot(labels) + (1 - label_share) * onehot(partner_labels)``; without mixing
-    both are None.
+    The target is ``label_share * onehot(labels) + (1 - label_share) * onehot(partner_labels)``. Without
+    mixing both are None.
     """
 
     positions: Indices
-    """(N,): the place of each sample in the global batch, ascending."""
+    """(N,) int64: the position of each sample in the global batch, ascending."""
     keys: Tensor
     """int64 (N,) on the device: a hash of (seed, epoch, sample index), for the draws inside the network."""
     partner_labels: Tensor | None = None
@@ -72,7 +72,7 @@ class TrainBatch(Batch):
     """float32 (N,) on the device."""
 
     def part(self, rows: slice) -> TrainBatch:
-        """Some of the samples; tensors are views."""
+        """A slice of the samples, whose tensors are views."""
         return TrainBatch(
             images=self.images[rows],
             labels=self.labels[rows],
@@ -86,14 +86,14 @@ class TrainBatch(Batch):
     def chosen(self, rows: Tensor, host_rows: Indices | None = None) -> TrainBatch:
         """The samples of the given rows, int64 (M,), in that order; copies.
 
-        Rows that are not on the batch's device are brought there, and those of a GPU are read, for which it is waited;
-        not so with ``host_rows``, the same rows in the host's memory.
+        Rows on another device are copied to the batch's device. Rows on a GPU have to be read by the host, which waits
+        for the GPU, unless ``host_rows`` are the same rows in the host's memory.
         """
         host = rows.cpu().numpy() if host_rows is None else host_rows
         return self._chosen(rows.to(self.labels.device), self.indices[host], self.positions[host])
 
     def chosen_by_device(self, rows: Tensor) -> TrainBatch:
-        """As :meth:`chosen`, by rows that the host does not know: ``indices`` and ``positions`` are -1."""
+        """Like :meth:`chosen`, for rows that the host does not know. ``indices`` and ``positions`` are -1."""
         unknown = np.full(len(rows), -1)
         return self._chosen(rows, unknown, unknown)
 

@@ -15,21 +15,21 @@ CHUNKS = (4, 2, 1)  # 4: a pair for MixUp and a pair for CutMix
 
 
 def images_of_share(images: int, train_share: float) -> int:
-    """How many of the ``images`` training images of a data set are used (``data.train_share``); at least 1."""
+    """The number of training images that are used, of ``images`` in the data set (``data.train_share``); at least 1."""
     return max(1, round(images * train_share))
 
 
 def batches_per_epoch(images: int, batch_size: int) -> int:
-    """Whole batches of one pass; the images that do not fill the last one are left out of that pass."""
+    """The number of whole batches in an epoch. Images that do not fill another one are left out of that epoch."""
     return images // batch_size
 
 
 def positions_of_rank(batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
     """The positions in the global batch that a worker computes, (batch_size / world_size,) int64, ascending.
 
-    Chunks of 4 places are dealt out in turn (of 2 or 1, where 4 does not divide a worker's share): chunk c goes
-    to rank ``c % world_size``. So the first images of every share are among the first of the global batch, which
-    SAM's ascent is taken on, while neighbours, which mixing pairs, stay together.
+    The batch is divided into chunks of 4 positions (or of 2 or 1, if 4 does not divide a worker's share), and chunk c
+    goes to rank ``c % world_size``. So the first images of every share, which SAM uses for its ascent, are among the
+    first of the global batch, while neighbours, which mixing pairs, stay together.
     """
     share = batch_size // world_size
     chunk = next(size for size in CHUNKS if share % size == 0)
@@ -39,8 +39,8 @@ def positions_of_rank(batch_size: int, rank: int, world_size: int) -> NDArray[np
 def positions_of_worker(batch_size: int, rank: int, world_size: int, replicas: int) -> NDArray[np.int64]:
     """The positions that a worker computes if ``world_size`` workers replace ``replicas``, int64, ascending.
 
-    It takes the shares of the replicas ``rank``, ``rank + world_size`` and so on; if one number divides the
-    other, these are the places that :func:`positions_of_rank` deals to it among ``world_size`` workers.
+    The worker computes the shares of the replicas ``rank``, ``rank + world_size`` and so on. If one number divides the
+    other, these are the positions that :func:`positions_of_rank` gives it among ``world_size`` workers.
     """
     shares = [
         positions_of_rank(batch_size, replica, replicas) for replica in range(rank, replicas, world_size)
@@ -56,8 +56,8 @@ def mixes(recipe: MixingRecipe) -> bool:
 def check_batch_size(recipe: Recipe, images: int, workers: int, path: str | os.PathLike[str]) -> None:
     """Raises UserError if the Recipe's batches cannot be made of ``images`` training images for ``workers`` workers.
 
-    Those of ``data.train_share`` have to fill one batch; workers share it equally, and micro-batches a worker's share;
-    and where images are mixed with neighbours, a share is all pairs.
+    The images of ``data.train_share`` have to fill a batch. The number of workers has to divide the batch, and the
+    number of micro-batches a worker's share. If images are mixed with neighbours, a share has to consist of pairs.
     """
     batch_size, micro_batches = recipe.batch_size, recipe.micro_batches
     check_batches(recipe.data, batch_size, images, workers, path)
@@ -72,7 +72,7 @@ def check_batch_size(recipe: Recipe, images: int, workers: int, path: str | os.P
 def check_batches(
     recipe: DataRecipe, batch_size: int, images: int, workers: int, path: str | os.PathLike[str]
 ) -> None:
-    """Raises UserError as :func:`check_batch_size` does, for what concerns the loader alone."""
+    """The part of :func:`check_batch_size` that concerns the loader alone. Raises UserError."""
     used = images_of_share(images, recipe.train_share)
     if batches_per_epoch(used, batch_size) == 0:
         taken = f"{count(used, 'training image')} of {path}"

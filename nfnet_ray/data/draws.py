@@ -1,8 +1,8 @@
 """Random numbers that depend on (seed, epoch, sample) alone.
 
-Every choice about a sample, its place in the order, its crop, its flip, is a hash of the seed, the
-epoch, the sample's index and what the choice is for. So it is the same for any number of workers,
-threads and batches, and after a restart; and it does not depend on the release of a random library.
+Every random choice about a sample, such as its position in the order, its crop or its flip, is a hash of the seed, the
+epoch, the index of the sample and the purpose. So it is the same for any number of workers, threads and batches, and
+after a restart. It does not depend on the version of a library for random numbers either.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _GOLDEN = np.uint64(GOLDEN)
 
 
 class Purpose(IntEnum):
-    """The use of a random number; each use has its own numbers. Never renumber: results depend on it."""
+    """The use of a random number. Each use has a separate stream. Results depend on the values: never renumber them."""
 
     ORDER = 1
     RESIZED_CROP = 2
@@ -39,7 +39,7 @@ class Purpose(IntEnum):
 def hashes(
     seed: int, epoch: int, purpose: Purpose, indices: NDArray[np.int64], count: int = 1
 ) -> NDArray[np.uint64]:
-    """``count`` 64-bit numbers for each sample index, shape (len(indices), count)."""
+    """``count`` 64-bit hashes for each sample index, uint64 (len(indices), count)."""
     with np.errstate(over="ignore"):
         state = np.zeros((len(indices), count), np.uint64)
         keys = (np.uint64(seed), np.uint64(epoch), np.uint64(purpose))
@@ -57,7 +57,7 @@ def uniforms(
 
 
 def epoch_order(seed: int, epoch: int, count: int, purpose: Purpose = Purpose.ORDER) -> NDArray[np.int64]:
-    """A permutation of ``count`` sample indices, int64: they are sorted by their hash."""
+    """A permutation of ``count`` sample indices, int64, which are sorted by their hashes."""
     indices = np.arange(count, dtype=np.int64)
     return np.argsort(hashes(seed, epoch, purpose, indices)[:, 0], kind="stable")
 
@@ -68,5 +68,5 @@ def sample_keys(seed: int, epoch: int, indices: NDArray[np.int64]) -> NDArray[np
 
 
 def network_seed(seed: int, epoch: int, rank: int) -> int:
-    """Seed of torch's generator (dropout, stochastic depth) for one epoch on one worker; 63 bits."""
+    """The seed of torch's generator (dropout, stochastic depth) for an epoch on a worker, a number of 63 bits."""
     return int(hashes(seed, epoch, Purpose.NETWORK, np.array([rank]))[0, 0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""Images as networks take them: float32, channels first, of zero mean and unit variance over ImageNet."""
+"""Normalisation of images for a network: float32, channels first, with zero mean and unit variance over ImageNet."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ def normalise(images_NHWC: Tensor, memory_format: torch.memory_format = torch.co
     ``(x - mean) / std`` for each channel, with the constants of the official ``dataset.py``.
     """
     mean, std = _constants(images_NHWC.device)
-    is_copied = images_NHWC.dtype != torch.float32  # images that are float32 already are used again
+    is_copied = (
+        images_NHWC.dtype != torch.float32
+    )  # float32 images are not copied, and the batch needs them later
     if memory_format == torch.channels_last:
-        # Row by row: on a CPU, loops over three channels are several times as slow.
+        # Loop over rows, because on a CPU loops over three channels are several times as slow.
         width = images_NHWC.shape[2]
         rows = images_NHWC.flatten(2).to(torch.float32)
         rows = rows.sub_(mean.repeat(width)) if is_copied else rows.sub(mean.repeat(width))
@@ -33,11 +35,11 @@ def normalise(images_NHWC: Tensor, memory_format: torch.memory_format = torch.co
 
 @functools.cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the channels, copied to the device once in a process.
+    """The mean and the standard deviation of the channels, which are copied to the device once in a process.
 
-    A copy from the host's memory waits for the device, and cannot be part of a CUDA graph.
+    A copy from the host's memory would wait for the device, and could not be part of a CUDA graph.
     """
-    # Whatever torch's default dtype and mode are when the first batch comes: they stay for all later trials.
+    # The constants stay for all later trials, so they must not depend on torch's modes during the first batch.
     with torch.inference_mode(False):
         return (
             torch.tensor(CHANNEL_MEAN, dtype=torch.float32, device=device),

@@ -1,1 +1,1 @@
-"""Samples in their order, decoded by threads into batches; images that stay in memory."""
+"""Loads batches: orders the samples, decodes images in threads, and keeps or shares decoded images in memory."""

@@ -1,4 +1,4 @@
-"""How much memory a process may still take."""
+"""The memory that a process may still allocate."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def free_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that can be had on this machine, and within the limit of this container, whose control group it is.
+    """The bytes that can be allocated on this machine, within the limit of its container (the control group).
 
-    What files are cached in can be had: a pod that has read a data set holds as much of it as its limit allows. Where
-    nobody says what is free (macOS), all of the memory is.
+    Memory that caches files counts as free: a pod that has read a data set caches as much of it as its limit allows. If
+    the system does not say what is free (macOS), all memory counts.
     """
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, StopIteration), Path("/proc/meminfo").open() as lines:

@@ -5,7 +5,7 @@ threads; the calls release the interpreter's lock. FFCV's own Python ``Loader`` 
 unseeded generators, drops the decoder's return code and waits forever for a dead thread, and importing it costs
 seconds of compilation in every process.
 
-:mod:`nfnet_ray.data.loading.source` reads and decodes the images, and says what happens to damaged ones.
+:mod:`nfnet_ray.data.loading.source` reads and decodes the images, and handles damaged ones.
 """
 
 from __future__ import annotations
@@ -42,24 +42,23 @@ from nfnet_ray.recipe import ResolvedData
 
 
 class TrainLoader:
-    """The training batches of one worker: rank ``rank`` of ``world_size``.
+    """The training batches of the worker with this ``rank``, of ``world_size``.
 
-    Global batch k of an epoch is ``order[k * batch_size : (k + 1) * batch_size]`` for any number of
-    workers; each takes the places that ``batching.positions_of_worker`` deals to it (``replicas``: how many workers
-    there would be, if some are missing). Images that do not fill a batch are left out in that epoch. With mixing and
-    ``partners="separate"`` the image at each place is mixed with the one at the same place of a second order, which has
-    its own crop, shift and flip.
+    Global batch k of an epoch is ``order[k * batch_size : (k + 1) * batch_size]`` for any number of workers. Each
+    worker takes the positions of ``batching.positions_of_worker``, for which ``replicas`` is the number of workers that
+    there should be. Images that do not fill a batch are left out of that epoch. With mixing and ``partners="separate"``
+    each image is mixed with the one at the same position of a second order, which has a separate crop, shift and flip.
 
-    If the Recipe's images grow (``data.progressive``), random crops are decoded to the epoch's size. Padded and whole
-    images, which may be resident, are decoded to the full size, shifted and flipped, and then resized on the device.
-    ``epochs`` is the number of all epochs, on which the epoch's size depends.
+    If images grow (``data.progressive``), random crops are decoded to the size of the epoch. Padded and whole images,
+    which may be resident, are decoded to the full size, shifted and flipped, and then resized on the device. The size
+    depends on ``epochs``, the number of all epochs.
 
-    With ``data.train_share`` below 1, the data set is the images that :func:`images_drawn` chooses.
+    With ``data.train_share`` below 1, only the images of :func:`images_drawn` are used.
+
+    With ``sharing``, this worker shares batches with other processes of the node that need the same ones: finished
+    batches on a CPU, and decoded images for a GPU.
 
     Raises UserError if the images do not fill a batch, or if workers cannot share one equally.
-
-    With ``sharing``, batches are shared with other processes of the node that need the same ones: on a CPU finished
-    batches, and for a GPU decoded images.
     """
 
     def __init__(
@@ -98,23 +97,23 @@ class TrainLoader:
             recipe, len(self._samples), recipe.image_size, device
         ):
             self._source.load_all("whole", self._cut(recipe, 0, Purpose.RESIZED_CROP))
-        # If damaged images are replaced, each worker has to meet and count its own.
+        # If damaged images are replaced, each worker has to read and count them itself.
         can_share = recipe.on_damaged == "stop" and sharing is not None and sharing.is_on_for(device)
         self._sharing = sharing if can_share else None
-        # On a GPU decoded images are shared, and each process augments them on its device.
+        # For a GPU decoded images are shared, and each process augments them on its device.
         self._augments_on_device = device.type != "cpu"
         worker = (rank, world_size, replicas)
         self._key = _key(split, recipe, batch_size, seed, epochs, worker, threads, device.type)
 
     @property
     def shared_share(self) -> float | None:
-        """The share of the last epoch's batches that other processes made; None if they made none."""
+        """The share of the last epoch's batches that came from other processes; None if there are none."""
         sharing = self._sharing
         return sharing.taken / (sharing.taken + sharing.made) if sharing and sharing.taken else None
 
     @property
     def damaged(self) -> dict[int, str]:
-        """The damaged samples that this worker has found so far, and what is wrong with them."""
+        """{sample index: its fault} of the damaged samples that this worker has found so far."""
         return dict(self._source.damaged)
 
     def remember_damaged(self, found: Mapping[int, str]) -> None:
@@ -122,11 +121,11 @@ class TrainLoader:
         self._source.damaged |= found
 
     def image_size(self, epoch: int) -> int:
-        """The side of epoch ``epoch``'s images, in pixels."""
+        """The side of the images in epoch ``epoch``, in pixels."""
         return data_at_epoch(self._recipe, epoch, self._epochs).image_size
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[TrainBatch]:
-        """The augmented batches of epoch ``epoch`` (counted from 0), from batch ``first_batch`` on."""
+        """Yields the augmented batches of epoch ``epoch`` (counted from 0), starting with batch ``first_batch``."""
         this, numbers = _Pass(self, epoch), range(first_batch, self.batches_per_epoch)
         if self._sharing is None or self._source.is_resident_elsewhere:
             yield from map(this.augmented, this.read(numbers))
@@ -151,7 +150,7 @@ class TrainLoader:
                 yield this.augmented(self._source.batch(record["images"], record["samples"].numpy()))
 
     def _largest_bytes(self) -> int:
-        """The most bytes that the tensors of a shared batch take: its images, and seven numbers for each of them."""
+        """The largest size of a shared batch in bytes: its images, and seven numbers for each of them."""
         mixing, share = self._recipe.mixing, len(self._positions)
         if self._augments_on_device:
             images = 2 * share if mixes(mixing) and mixing.partners == "separate" else share
@@ -188,11 +187,11 @@ class _Pass:
         self._size = recipe.image_size if recipe.crop == "random_resized" else None
 
     def read(self, numbers: Sequence[int]) -> Iterator[Batch]:
-        """The images of these batches on the device, before any augmentation but the crop."""
+        """The images of these batches on the device, cropped but not augmented otherwise."""
         return self._loader._source.batches([self._part(number) for number in numbers], self._cut, self._size)
 
     def decoded(self, numbers: Sequence[int]) -> Iterator[tuple[Tensor, Indices]]:
-        """The images of these batches on the host, with the samples that they show."""
+        """The images of these batches in the host's memory, with the indices of their samples."""
         return self._loader._source.decoded([self._part(number) for number in numbers], self._cut, self._size)
 
     def augmented(self, read: Batch) -> TrainBatch:
@@ -215,7 +214,7 @@ class _Pass:
         places = number * self._loader._batch_size + self._loader._positions
         if not self._reads_partners:
             return self._order[places]
-        # The partners are the second half of the images that are read.
+        # The second half are the partners.
         return np.concatenate([self._order[places], self._others[places]])
 
 
@@ -225,7 +224,7 @@ def _halves(count: int, first: Cut, second: Cut) -> Cut:
 
 
 def _record(batch: TrainBatch) -> Record:
-    """A batch on the host as tensors by the names of its fields."""
+    """A batch in the host's memory, as {field name: tensor}."""
     values = vars(batch).items()
     return {
         name: value if isinstance(value, Tensor) else torch.from_numpy(value)
@@ -235,12 +234,12 @@ def _record(batch: TrainBatch) -> Record:
 
 
 def _record_of(images: Tensor, samples: Indices) -> Record:
-    """Decoded images, and the samples that they show, as tensors by name."""
+    """Decoded images and the indices of their samples, as {name: tensor}."""
     return {"images": images, "samples": torch.from_numpy(samples)}
 
 
 def _train_batch(record: Record) -> TrainBatch:
-    """The batch that became a :func:`_record`."""
+    """The batch of a :func:`_record`."""
     tensors = dict(record)
     indices, positions = (tensors.pop(name).numpy() for name in ("indices", "positions"))
     return TrainBatch(indices=indices, positions=positions, **tensors)
@@ -256,7 +255,7 @@ def _key(
     threads: int,
     device: str,
 ) -> str:
-    """A text with everything that the batches of a worker depend on, including the code that makes them."""
+    """A text with everything on which the batches of a worker depend, including the code that makes them."""
     values = recipe.to_values()
     for name in ("path", "eval_size", "eval_crop", "resident", "on_damaged"):
         del values[name]
@@ -279,7 +278,7 @@ _SOURCE_DIGEST = source_digest(Path(__file__).parents[1].rglob("*.py"))
 
 
 class EvalLoader:
-    """The validation batches of one worker; each image is in exactly one batch of one worker."""
+    """The validation batches of one worker. Each image is in exactly one batch of one worker."""
 
     def __init__(
         self,
@@ -305,7 +304,7 @@ class EvalLoader:
 
     @property
     def damaged(self) -> dict[int, str]:
-        """The damaged samples that this worker has found so far, and what is wrong with them."""
+        """{sample index: its fault} of the damaged samples that this worker has found so far."""
         return dict(self._source.damaged)
 
     def remember_damaged(self, found: Mapping[int, str]) -> None:
@@ -336,6 +335,6 @@ def _squash_and_crop(
 
 
 def _check_resolved(value: float | None, name: str) -> None:
-    """Raises ValueError for a missing value, which a Recipe from a notebook, not type-checked, may have."""
+    """Raises ValueError for a missing value, which a Recipe from a notebook may have."""
     if value is None:
         raise ValueError(f"the Recipe's {name} is missing; models.published.resolve fills it in")

@@ -1,7 +1,7 @@
-"""Threads that work through batches, row by row, and never keep a caller waiting forever.
+"""A pool of threads that process batches row by row, and never keep a caller waiting forever.
 
-A ``ThreadPoolExecutor`` waits for a thread that hangs when it is closed; these threads are left behind. What one of
-them raises, a thread that is gone, and a row that takes longer than the deadline become errors that name the row.
+A ``ThreadPoolExecutor`` that is closed waits for a thread that hangs; this pool leaves it behind. An exception in a
+thread, a thread that has died, and a row that takes longer than the deadline raise an error that names the row.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ LOOK_SECONDS = 0.25  # between two looks at the threads while waiting
 EXIT_SECONDS = 2.0  # for rows under way when the program ends
 
 Task = Callable[[int], None]
-"""Does the work of one row."""
+"""A function that processes one row."""
 Name = Callable[[int], str]
-"""What a row is called in an error: ``sample 7 of train.beton``."""
+"""A function that names a row in an error: ``sample 7 of train.beton``."""
 
 
 class Watch:
-    """How long something has been seen to last, look after look.
+    """Measures how long a state lasts, from repeated looks at it.
 
-    A process that is stopped (Ctrl-Z, a paused container) does not look. What it waits for is stopped too, or was done
-    long ago. So of the time between two looks no more than twice what it should be counts.
+    A process that is stopped (Ctrl-Z, a paused container) does not look. The thread that it waits for is stopped too,
+    or has finished long ago. So the time between two looks counts at most twice as long as it should be.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,10 @@ class Watch:
         self._looked_at, self._seconds = 0.0, 0.0
 
     def look(self, since: float | None) -> float:
-        """Seconds for which looks, :data:`LOOK_SECONDS` apart, have found what began at ``since``; None: nothing."""
+        """The seconds for which looks have found the state that began at ``since``. None means that there is none.
+
+        Call it every :data:`LOOK_SECONDS`.
+        """
         now = time.monotonic()
         if since is None or since != self._since:
             self._since, self._seconds = since, 0.0
@@ -52,7 +55,7 @@ class Watch:
 
 
 class Job:
-    """The rows 0 to ``rows - 1`` of one batch. It is done when all rows are, or when one has failed."""
+    """The rows 0 to ``rows - 1`` of a batch. The job is done when all rows are, or when one has failed."""
 
     def __init__(self, rows: int, task: Task, name: Name) -> None:
         self.name = name
@@ -63,7 +66,7 @@ class Job:
             self._done.set()
 
     def run(self, row: int) -> None:
-        """Called by a thread of the pool."""
+        """Processes a row. A thread of the pool calls it."""
         if self._cancelled or self._error is not None:
             return
         try:
@@ -78,11 +81,11 @@ class Job:
                 self._done.set()
 
     def wait(self, seconds: float) -> bool:
-        """Whether the job is done, at the latest after ``seconds``. Raises what a row has raised."""
+        """Waits for at most ``seconds``. Returns whether the job is done. Raises a row's exception, if any."""
         is_done = self._done.wait(seconds)
         if isinstance(self._error, Exception):
             raise self._error
-        if self._error is not None:  # such as SystemExit, which would end the main thread without a word
+        if self._error is not None:  # for example SystemExit, which would end the main thread silently
             raise RuntimeError(f"a decoding thread was ended by {self._error!r}") from self._error
         return is_done
 
@@ -93,23 +96,23 @@ class Job:
 
 @dataclass(eq=False)
 class _Worker:
-    """A thread, and the row that it is busy with since a time of the monotonic clock."""
+    """A thread, the row that it processes, and since when (monotonic clock)."""
 
     thread: threading.Thread | None = None
     job: Job | None = None
     row: int = 0
     since: float = 0.0
     is_busy: bool = False
-    """Until the row's job is let go of, too."""
+    """It stays true until the thread has released the job."""
     watch: Watch = field(default_factory=Watch)
-    """Of the row."""
+    """Measures how long the row takes."""
 
 
 _Queue = queue.SimpleQueue[tuple[Job, int] | None]
 
 
 class Pool:
-    """``threads`` daemon threads, started with the first batch; they end when the pool is no longer referred to."""
+    """``threads`` daemon threads, which start with the first batch and end when the pool is garbage-collected."""
 
     def __init__(self, threads: int, deadline_seconds: float = ROW_DEADLINE_SECONDS) -> None:
         self._count, self._deadline_seconds = threads, deadline_seconds
@@ -117,7 +120,7 @@ class Pool:
         self._workers: list[_Worker] = []
 
     def submit(self, rows: int, task: Task, name: Name) -> Job:
-        """Queues a batch; jobs are begun in the order in which they come."""
+        """Queues a batch. Jobs begin in the order in which they are submitted."""
         self._start()
         job = Job(rows, task, name)
         for row in range(rows):
@@ -128,16 +131,16 @@ class Pool:
         """Waits for a job.
 
         Raises:
-            UserError: a row takes longer than the deadline, or a thread is gone.
-            Exception: what a row has raised; RuntimeError where it was no Exception.
+            UserError: a row takes longer than the deadline, or a thread has died.
+            Exception: the exception of a row; RuntimeError if the row raised something that is not an Exception.
         """
         while not job.wait(LOOK_SECONDS):
             self.check()
 
     def check(self) -> None:
-        """Raises UserError where a row takes longer than the deadline, or a thread is gone.
+        """Raises UserError if a row takes longer than the deadline, or if a thread has died.
 
-        To be called every :data:`LOOK_SECONDS` while somebody waits.
+        Call it every :data:`LOOK_SECONDS` while waiting.
         """
         for worker in self._workers:
             busy_with, row, since = worker.job, worker.row, worker.since
@@ -169,15 +172,15 @@ class Pool:
 def _work(jobs: _Queue, worker: _Worker) -> None:
     while (item := jobs.get()) is not None:
         worker.is_busy = True
-        if _ending.is_set():  # looked at after it is known to be busy
+        if _ending.is_set():  # tested only now, when others see that it is busy
             worker.is_busy = False
-            threading.Event().wait()  # to let go of the job would be to enter torch
+            threading.Event().wait()  # never returns: releasing the job would call torch
         job, row = item
         worker.row, worker.since = row, time.monotonic()
         worker.job = job
-        with contextlib.suppress(Exception):  # the job keeps it for the one who waits
+        with contextlib.suppress(Exception):  # the job keeps the exception for the caller that waits
             job.run(row)
-        del item, job  # or an idle thread would keep the last batch in memory
+        del item, job  # otherwise an idle thread would keep the last batch in memory
         worker.job = None  # may free the batch
         worker.is_busy = False
 
@@ -196,7 +199,7 @@ _all_workers: weakref.WeakSet[_Worker] = weakref.WeakSet()
 
 @atexit.register
 def _wait_for_the_rows_under_way() -> None:
-    """A thread that comes back from torch when the interpreter has gone aborts the process."""
+    """Waits for busy threads at exit, since one that returns from torch after it aborts the process."""
     _ending.set()
     deadline = time.monotonic() + EXIT_SECONDS
     while time.monotonic() < deadline and any(
@@ -207,7 +210,7 @@ def _wait_for_the_rows_under_way() -> None:
 
 
 def _place(thread: threading.Thread) -> str:
-    """The position of a thread: file, line and function."""
+    """Where a thread is: file, line and function."""
     frame = sys._current_frames().get(thread.ident or 0)
     if frame is None:
         return "an unknown place"
