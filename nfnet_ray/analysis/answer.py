@@ -453,7 +453,7 @@ def time_to_accuracy(record: StudyRecord, threshold: float) -> pd.DataFrame:
 
     Returns:
         A row per trial, in the order of ``record.trials``: ``trial``, the swept fields, ``seed``, ``epoch``
-        and ``train_seconds`` (NaN where it was never reached, nor measured).
+        and ``train_seconds`` (NaN if the accuracy was never reached, or the time not measured).
     """
     columns = ["trial", *record.fields, "seed"]
     table = record.trials[columns].copy()

@@ -176,7 +176,7 @@ def frontier(record: StudyRecord) -> pd.DataFrame:
 
     Returns:
         The swept fields, ``seeds``, ``train_seconds`` (geometric mean), ``top1`` (mean, a fraction) and
-        ``is_on_frontier``: whether nothing that trained for a shorter time is as accurate.
+        ``is_on_frontier``: whether no setting with a shorter training is as accurate.
     """
     import pandas as pd
 
@@ -204,12 +204,12 @@ def time_to_target(record: StudyRecord, target: float) -> pd.DataFrame:
         target: top-1, a fraction.
 
     Returns:
-        A row for each setting: its fields, ``train_seconds`` and its 95% interval over seeds, and over images where it
-        is known which the trials had right, ``low`` and ``high``.
-        ``train_seconds`` is infinite where the target is above what its longest budget reaches, and NaN where its
-        shortest one is above the target. ``low`` is 0 where it may be above the target with the shortest budget already
-        on other images or with other seeds, and ``high`` infinite where it may not reach it with the longest. The
-        interval of a setting that has a budget with a single seed is NaN.
+        A row for each setting: its fields, ``train_seconds`` and its 95% interval ``low`` to ``high`` over seeds and,
+        if the correctness of each image is known, over images.
+        ``train_seconds`` is infinite if the longest budget does not reach the target, and NaN if the shortest one
+        exceeds it. With other images or seeds, a setting may exceed the target with its shortest budget, in which case
+        ``low`` is 0, or miss it with its longest budget, in which case ``high`` is infinite. The interval of a setting
+        that has a budget with a single seed is NaN.
     """
     import pandas as pd
 

@@ -289,8 +289,8 @@ def replay(record: StudyTables, orders: int = ORDERS) -> pd.DataFrame:
         A row for each rule: ``rule``, ``epochs`` that it trains and their ``share`` of the study's, ``train_seconds``
         by the trials' measured times, ``same`` (share of strata, and of orders, in which it chooses the setting that
         the whole study chooses), ``missed`` (the share in which its choice loses more than the study's
-        ``--equal-within``), ``regret`` (how much more accurate that one is, a fraction, the mean over strata and
-        orders), ``regret_low`` and ``regret_high``, its central 95% over ``orders``.
+        ``--equal-within``), ``regret`` (the difference in accuracy between the two settings, a fraction, the mean over
+        strata and orders), ``regret_low`` and ``regret_high``, its central 95% over ``orders``.
 
     Raises:
         UserError: too few settings were trained to the end, or trials are not comparable epoch by epoch.

@@ -1,4 +1,4 @@
-"""Whether accuracies and times of trials can be compared, and what differs where they cannot."""
+"""Determines whether accuracies and times of trials can be compared, and which of their conditions differ."""
 
 from nfnet_ray.analysis.comparability.differences import (
     ConditionDifference,

@@ -1,8 +1,8 @@
-"""What differs between the conditions of trials: which field, with which values, in which trials.
+"""Finds the differences between the conditions of trials: the field, its values, and the trials that have them.
 
-A field that a study asks about, by having it in its space, is compared within no study that asks, nor with it: its
-values are the question. A field that goes along with the points of a study, such as the evaluation size of each
-network's own recipe, is told quietly; so are image sizes where each network has its own published one.
+A field in the space of a study is part of its question, so it is not reported as a difference within the study or to
+it. A field that varies with the points of a study, such as the evaluation size of each network's own recipe, is only
+remarked. The same holds for image sizes if each network has its own published size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.swept import beside_the_question, swept_fields, tied_to
 from nfnet_ray.wording import count, in_a_row
 
-# {condition: attribute of a model} of the sizes that a network has of its own.
+# {condition: attribute of a model} of the sizes for which each network has its own published value.
 _OWN_SIZES = {"eval_size": "test_size", "image_size": "train_size"}
 _MOST_NAMED = 3
 _NOT_BEGUN = "not started"
@@ -34,7 +34,7 @@ _NOT_BEGUN = "not started"
 
 @dataclass(frozen=True)
 class ConditionGroup:
-    """The trials that share a value of a condition; ``where`` says which they are."""
+    """The trials that share a value of a condition; ``where`` names these trials."""
 
     fact: Fact
     trials: tuple[str, ...]
@@ -46,10 +46,10 @@ class ConditionDifference:
     """A condition that is not the same for all trials.
 
     Attributes:
-        weight: how much is made of it; see :data:`nfnet_ray.tracking.conditions.fields.Weight`.
-        groups: the trials by value, in the order of the record; those of which it is not known are last.
-        is_known: whether two of the values are known. Else it may be the same for all.
-        why_quiet: why little is made of it; empty otherwise.
+        weight: the importance of the difference; see :data:`nfnet_ray.tracking.conditions.fields.Weight`.
+        groups: the trials by value, in the order of the record; trials whose value is unknown are last.
+        is_known: whether at least two different values are known. Otherwise all values may be equal.
+        why_quiet: the reason why the difference is only remarked; empty otherwise.
     """
 
     field: ConditionField
@@ -60,11 +60,11 @@ class ConditionDifference:
 
     @property
     def values(self) -> str:
-        """``64 in agc_sweep, 72 in efficientnet_baselines``."""
+        """Formats the values with their trials: ``64 in agc_sweep, 72 in efficientnet_baselines``."""
         return "; ".join(f"{group.fact.text} ({group.where})" for group in self.groups)
 
     def sentence(self) -> str:
-        """What differs, where, and what that means for the comparison, without a full stop."""
+        """Returns what differs, where, and what that means for the comparison, without a full stop."""
         touches = " and ".join(self.field.touches)
         if not self.is_known:
             unknown = in_a_row([group.where for group in self.groups if not group.fact.is_known])
@@ -76,10 +76,10 @@ class ConditionDifference:
 
 
 def condition_differences(record: StudyTables) -> list[ConditionDifference]:
-    """The conditions that differ between trials of a record of one or several studies, the weightiest first.
+    """Returns the conditions that differ between trials of one or several studies, the most important first.
 
-    Trials without an epoch have nothing to compare, and a worker tells what it runs on with its first one. They are
-    left out unless no trial has any; then those that have not begun are.
+    Trials without an epoch are left out, because they have no accuracy to compare, and because a worker reports its
+    hardware with its first epoch. If no trial has an epoch, the trials that have not begun are compared.
     """
     table = record.trials
     measured = [trial for trial, epochs in zip(table["trial"], table["epochs"], strict=True) if epochs > 0]
@@ -93,7 +93,7 @@ def condition_differences(record: StudyTables) -> list[ConditionDifference]:
         for field in CONDITION_FIELDS
         if (difference := _difference(field, trials, record.measured_under, studies)) is not None
     ]
-    # The names of devices say more than what a whole cluster has.
+    # The names of devices are more informative than the hardware of a whole cluster.
     with_devices = all(record.measured_under[trial]["device"].is_known for trial in trials)
     left_out = "hardware" if with_devices else "device"
     found = [difference for difference in found if difference.field.name != left_out]
@@ -162,7 +162,7 @@ def _is_asked(study: StudyDescription, field: ConditionField) -> bool:
 
 
 def _fact(name: str, conditions: Conditions) -> Fact:
-    """The value; where a Recipe of an earlier version leaves a size to the network, the network's published one."""
+    """Returns the value. A size that a Recipe of an earlier version leaves to the network is its published one."""
     fact = conditions.get(name, UNKNOWN)
     if fact.is_known or name not in _OWN_SIZES:
         return fact
@@ -178,7 +178,7 @@ def _own_size(name: str, conditions: Conditions) -> int | None:
 def _published_size(network: str, name: str) -> int | None:
     try:
         return int(getattr(get_model(network), name))
-    except UserError:  # of a version that knows other networks
+    except UserError:  # a network that this version does not have
         return None
 
 
@@ -191,7 +191,7 @@ def _are_own_sizes(
 
 
 def _goes_along(field: ConditionField, facts: Mapping[str, Fact], studies: Sequence[_Study]) -> bool:
-    """Whether the values differ within studies alone, whose points have the field beside the question."""
+    """Whether the values differ only within studies in whose points the field varies beside the question."""
     sets = []
     for study in studies:
         values = {fact.value for trial, fact in facts.items() if trial in study.trials}
@@ -203,7 +203,7 @@ def _goes_along(field: ConditionField, facts: Mapping[str, Fact], studies: Seque
 
 
 def _where(group: Sequence[str], facts: Mapping[str, Fact], studies: Sequence[_Study]) -> str:
-    """Names the trials: whole studies by their names, and otherwise some of a study's trials."""
+    """Names the trials: the studies if all of a study's trials are in the group, else some of its trials."""
     parts = []
     for study in studies:
         mine = [trial for trial in group if trial in study.trials]
@@ -221,5 +221,5 @@ def _where(group: Sequence[str], facts: Mapping[str, Fact], studies: Sequence[_S
 
 
 def texts(groups: Iterable[ConditionGroup]) -> dict[str, str]:
-    """{trial: the value of its group, as it is shown}."""
+    """Returns {trial: value of its group, as it is shown}."""
     return {trial: group.fact.text for group in groups for trial in group.trials}

@@ -1,4 +1,4 @@
-"""The comparability guard: which trials may share an axis, and what has to be said where they do."""
+"""The comparability guard: decides which trials may share an axis, and which differences have to be mentioned."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from nfnet_ray.tracking.conditions.fields import VERSIONS
 from nfnet_ray.wording import in_a_row
 
 _MOST_MARKS = 2
-"""A legend has room for two marks; the sentences have all."""
+"""The most marks of a trial in a legend; the sentences contain all of them."""
 
 
 @dataclass(frozen=True)
 class AxesGroup:
-    """Trials that may share both axes. ``title`` has the values that keep them apart from others, if there are any."""
+    """Trials that may share both axes. ``title`` has the values that separate them from other trials, if any."""
 
     title: str
     trials: frozenset[str]
@@ -24,12 +24,13 @@ class AxesGroup:
 
 @dataclass(frozen=True)
 class Comparability:
-    """What keeps the trials of a record apart.
+    """The comparability of the trials of a record.
 
     Attributes:
-        differences: all of them, the weightiest first.
-        axes: the trials that may share axes of accuracy and time, in the order of the record; one group if all may.
-        marks: {trial: its values of the marked conditions}, for a legend; empty where none is marked.
+        differences: all differences, the most important first.
+        axes: groups of trials that may share axes of accuracy and time, in the order of the record; one group if all
+            may.
+        marks: {trial: its values of the marked conditions}, for a legend; without trials that have no marks.
     """
 
     differences: tuple[ConditionDifference, ...]
@@ -43,15 +44,15 @@ class Comparability:
 
     @property
     def remarks(self) -> list[ConditionDifference]:
-        """The quiet ones, and what the journals do not record."""
+        """The quiet differences, and the conditions that the journals do not record."""
         return [one for one in self.differences if not one.is_known or one.weight == "quiet"]
 
     def sentences(self) -> list[str]:
-        """What differs, each with its values and where they are: first what keeps trials apart, then the others."""
+        """The important differences with their values and trials: first those that separate trials, then the others."""
         return [f"{said[0].upper()}{said[1:]}." for said in (one.sentence() for one in self.weighty)]
 
     def remark_sentences(self) -> list[str]:
-        """The remarks: what differs as intended, then in one sentence what is not recorded."""
+        """The remarks: first the intended differences, then one sentence about conditions that are not recorded."""
         said = [one.sentence() for one in self.remarks if one.is_known]
         unknown = [one for one in self.remarks if not one.is_known]
         by_place: dict[str, list[str]] = {}
@@ -66,9 +67,10 @@ class Comparability:
 
 
 def not_one_accuracy(record: StudyTables) -> str:
-    """Why accuracies of a record's trials cannot be compared; empty if they can.
+    """Says why accuracies of a record's trials cannot be compared; empty if they can.
 
-    Versions are no reason: another one adds numbers in another order, and is marked wherever it is shown.
+    Versions are not a reason: another version adds numbers in another order, and the version is marked wherever the
+        accuracy is shown.
     """
     labels = [
         one.field.label
@@ -80,7 +82,7 @@ def not_one_accuracy(record: StudyTables) -> str:
 
 @once_of_a_record
 def comparability(record: StudyTables) -> Comparability:
-    """Which of a record's trials may share axes, and what differs between those that do."""
+    """Determines which of a record's trials may share axes, and what differs between those that do."""
     differences = condition_differences(record)
     apart = [one for one in differences if one.is_known and one.weight == "apart"]
     axes = _axes(record, apart)
@@ -90,7 +92,7 @@ def comparability(record: StudyTables) -> Comparability:
 
 
 def _within(difference: ConditionDifference, axes: Sequence[AxesGroup]) -> ConditionDifference:
-    """Nothing has to be marked that is the same for all trials that share axes."""
+    """Makes a marked difference quiet if it does not occur between trials that share axes."""
     values = texts(difference.groups)
     if difference.weight != "marked" or any(
         len({values[trial] for trial in group.trials if trial in values}) > 1 for group in axes
@@ -104,7 +106,7 @@ def _axes(record: StudyTables, apart: Sequence[ConditionDifference]) -> tuple[Ax
     found: dict[tuple[str, ...], set[str]] = {}
     for trial in record.trials["trial"]:
         if values and not any(trial in value for value in values):
-            continue  # it has not begun
+            continue  # the trial has not begun
         found.setdefault(tuple(value.get(trial, "") for value in values), set()).add(trial)
     return tuple(
         AxesGroup(
@@ -116,7 +118,7 @@ def _axes(record: StudyTables, apart: Sequence[ConditionDifference]) -> tuple[Ax
 
 
 def _marks(record: StudyTables, marked: Sequence[ConditionDifference]) -> dict[str, str]:
-    """The marks of versions come last: they are many, and say the least."""
+    """Returns the marks of each trial. Marks of versions come last, because they are many and the least important."""
     values = [(one.field.label, texts(one.groups)) for one in marked]
     marks = {}
     for trial in record.trials["trial"]:

@@ -1,4 +1,4 @@
-"""The best accuracy so far against what it cost, with a band that fits the search."""
+"""Computes the best accuracy so far against its cost, with a band that fits the search."""
 
 from __future__ import annotations
 
@@ -35,31 +35,33 @@ COLUMNS = ("settings", "epochs", "accelerator_hours", "cost", "top1", "low", "hi
 ORDERS, INTERVAL = "orders", "interval"
 _BETWEEN = 24
 _FAR = 2.0
-"""Widths of its interval by which a setting is so far below the best that it would not be chosen: 8 standard errors."""
+"""The distance below the best, in widths of its interval, at which a setting has no chance to be chosen: 8 standard
+errors."""
 _MOST_RIVALS = 100
 
 
 def best_so_far(tables: StudyTables) -> pd.DataFrame:
-    """The best accuracy after each setting, and what all settings up to it cost.
+    """Returns the best accuracy after each setting, and the cost of all settings up to it.
 
-    What the band is depends on the search, as only a random one may be put into another order:
+    The meaning of the band depends on the search, because only the settings of a random search can be reordered:
 
-    * ``random``: settings were drawn independently, so any order of them was as likely. ``top1`` is the expected best
-      of as many settings over all orders, and the band holds 95% of the orders. It ends at the best one found: how
-      another study's draws would differ is not in it. The Recipe's own setting and those of an earlier study, with
-      which the search began, were not drawn: they are first in every order.
-    * all others (``grid``, ``sobol``, ``tpe``, ``gp``): one path, in the order of the plan. ``top1`` is the best so far
-      as it was seen, and the band is its 95% interval over images and, from two seeds on, seeds. As in the answer, the
-      lower bound allows for the choice of the best of as many settings, for which images and seeds are drawn again.
+    * ``random``: settings were drawn independently, so all orders of them are equally likely. ``top1`` is the expected
+      best of the first k settings over all orders, and the band contains 95% of the orders. The curve ends at the best
+      setting found; the variation between the draws of different studies is not included. The Recipe's own setting and
+      those of an earlier study, with which the search began, were not drawn, so they come first in every order.
+    * all others (``grid``, ``sobol``, ``tpe``, ``gp``): the one path in the order of the plan. ``top1`` is the best
+      observed so far, and the band is its 95% interval over images and, with at least two seeds, over seeds. As in the
+      answer, the lower bound takes into account that the best setting was chosen among all settings so far, by drawing
+      images and seeds again.
 
-    A setting that was given up counts with the accuracy that it had then, one that diverged with that of chance; those
-    of which a trial failed or has not ended are left out.
+    A setting that was given up counts with its accuracy at that time, and a setting that diverged with chance accuracy.
+    Settings with a trial that failed or has not ended are left out.
 
     Returns:
-        A row for each setting: ``settings`` (how many so far), ``epochs`` (trained by their trials),
-        ``accelerator_hours`` (of their training alone), ``cost`` (that times the price of an hour; NaN if it is not
-        known), ``top1``, ``low`` and ``high`` (fractions), ``band`` (``orders`` or ``interval``). For random orders the
-        cost of a setting that was drawn is the mean of theirs.
+        A row for each setting: ``settings`` (the number so far), ``epochs`` (trained by their trials),
+        ``accelerator_hours`` (of their training alone), ``cost`` (the hours times their price; NaN if it is unknown),
+        ``top1``, ``low`` and ``high`` (fractions), ``band`` (``orders`` or ``interval``). For random orders, each drawn
+        setting has the mean cost of all drawn settings.
     """
     import pandas as pd
 
@@ -86,11 +88,11 @@ def best_so_far(tables: StudyTables) -> pd.DataFrame:
 
 
 def expected_best(top1: Floats, level: float = 0.95) -> tuple[Floats, Floats, Floats]:
-    """The best of the first k of N accuracies over all orders, for k from 1 to N: (mean, low, high), (N,) each.
+    """Returns the best of the first k of N accuracies over all orders, for k from 1 to N: (mean, low, high), (N,) each.
 
-    The chance that the best of k is at most the i-th smallest accuracy is that of drawing all k from the i smallest,
-    C(i, k) / C(N, k). The mean is unbiased for another study's k draws; that of drawing with replacement, as in Dodge
-    et al. (2019), is not (Tang et al. 2020).
+    The probability that the best of k is at most the i-th smallest accuracy is that of drawing all k from the i
+    smallest, C(i, k) / C(N, k). The mean is unbiased for another study's k draws, unlike that of drawing with
+    replacement as in Dodge et al. (2019); see Tang et al. (2020).
     """
     from scipy.special import gammaln
 
@@ -113,24 +115,24 @@ def expected_best(top1: Floats, level: float = 0.95) -> tuple[Floats, Floats, Fl
 
 
 def _over_orders(top1: Floats, first: int) -> tuple[Floats, Floats, Floats]:
-    """:func:`expected_best` over the orders in which the ``first`` ones come first."""
+    """Applies :func:`expected_best` to the orders in which the ``first`` settings come first."""
     path = np.maximum.accumulate(top1[:first])
     if first == len(top1):
         return path, path, path
-    # One that is no better than those before it changes nothing.
+    # A setting that is not better than the first ones does not change the best so far.
     least = path[-1] if first else -math.inf
     mean, low, high = (np.append(path, each) for each in expected_best(np.maximum(top1[first:], least)))
     return mean, low, high
 
 
 def _mean_spent(each: Floats, first: int) -> Floats:
-    """(S,) what the settings up to each one cost, on average over the orders."""
+    """Returns (S,) the cumulative cost of the settings up to each one, averaged over the orders."""
     drawn = each[first:]
     return np.cumsum(np.append(each[:first], np.full(len(drawn), drawn.mean() if len(drawn) else 0.0)))
 
 
 def _not_drawn(tables: StudyTables, results: Sequence[SettingResult]) -> int:
-    """The number of settings that a search was given at the start: the Recipe's own, and those of an earlier study."""
+    """Returns the number of settings given to the search at the start: the Recipe's own, and those of another study."""
     recipe = tables.study.get("recipe", {})
     own = [recipe]
     with contextlib.suppress(UserError):  # a journal of another version
@@ -148,7 +150,7 @@ def _not_drawn(tables: StudyTables, results: Sequence[SettingResult]) -> int:
 def _settings(
     tables: StudyTables,
 ) -> tuple[list[SettingResult], list[int], list[float]]:
-    """The settings that ended, in the order of the plan: results, epochs, seconds of training."""
+    """Returns the settings that ended, in the order of the plan: results, epochs, seconds of training."""
     images = tables.study["data"]["validation_images"]
     chance = 1 / max(tables.study["data"].get("classes", 0), 1)
     ended = {"finished", "stopped", "diverged"}
@@ -170,9 +172,10 @@ def _settings(
 
 
 def _intervals(tables: StudyTables, results: Sequence[SettingResult]) -> tuple[Floats, Floats]:
-    """The 95% interval of the best so far after each setting, as the answer has it after the last one.
+    """Returns the 95% interval of the best so far after each setting; the last one equals the answer's interval.
 
-    It is worked out where the best changes and a few times in between: more rivals lower its lower bound slowly.
+    The interval is computed where the best setting changes and a few times in between, because additional rivals lower
+        its lower bound only slowly.
     """
     top1 = np.array([result.top1 for result in results])
     best = np.maximum.accumulate(top1)
@@ -181,7 +184,7 @@ def _intervals(tables: StudyTables, results: Sequence[SettingResult]) -> tuple[F
     finished = {_key(result) for result in setting_results(tables)}
     rivals = given_up(tables, [result for result in results if _key(result) in finished])
     later = {_key(rival): rival for rival in rivals.settings}
-    # Beside one that finished, those that were given up count as they might have been at the end.
+    # If the best setting has finished, settings that were given up are compared by their estimated accuracy at the end.
     as_at_end = [later.get(_key(result), result) for result in results]
     noise = NoiseWithin(as_at_end)
     for number, seen in enumerate(best):

@@ -1,12 +1,12 @@
-"""What trials that were given up would have reached: multiple imputation, rung by rung.
+"""Estimates the accuracies that trials given up would have reached: multiple imputation, rung by rung.
 
-A trial is given up for its accuracy at a rung, which is known. So what is missing is missing at random (Rubin 1976):
-the regression of the next stage on this one among the trials that continued holds for the others too, as far as it is
-the same line for all of them. It is drawn several times, each with a line drawn from its posterior and a residual, so
-that the spread of the draws is the uncertainty (Rubin 1987, chapter 5; a monotone pattern, as here, takes one
-regression for each stage: Little & Rubin 2019, section 7.4). Accuracies are on the logit scale, so that none leaves the
-range from 0 to 1. The mean over the trials that reached the end alone would be too high for every value of a field, and
-most for the worst.
+A trial is given up because of its accuracy at a rung, which is known. The missing accuracies are therefore missing at
+random (Rubin 1976): the regression of the next stage on the present one among the trials that continued also holds for
+the others, provided that it is the same line for all. The accuracies are drawn several times, each with a line drawn
+from its posterior and a residual, so that the spread of the draws represents the uncertainty (Rubin 1987, chapter 5; a
+monotone pattern, as here, takes one regression for each stage: Little & Rubin 2019, section 7.4). Accuracies are on the
+logit scale, so that they stay between 0 and 1. A mean over only the trials that reached the end would be too high for
+every value of a field, and most of all for the worst.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from nfnet_ray.analysis.effects.stages import Stage
 from nfnet_ray.analysis.inference.paired import Floats
 
 DRAWS = 40
-"""With half of the information missing, 40 draws make standard errors 0.6% larger than endless ones (Rubin 1987)."""
+"""The number of draws. If half of the information is missing, standard errors are 0.6% larger than with infinitely many
+draws (Rubin 1987)."""
 LEAST_CONTINUED = 4
-"""Trials that continued from a rung: a line has two coefficients, and two more for the spread around it."""
+"""The least number of trials that continued from a rung, for a line with two coefficients and the spread around it."""
 
 
 @dataclass(frozen=True)
 class Completed:
-    """Accuracies of all trials at a stage.
+    """The accuracies of all trials at a stage.
 
     Attributes:
         where: the stage in words.
-        trials: their names.
+        trials: the names of the trials.
         top1: (draws, trials) fractions; a single draw if nothing is missing.
-        imputed: how many of the trials were not measured there.
+        imputed: the number of trials that were not measured at the stage.
     """
 
     where: str
@@ -43,7 +44,7 @@ class Completed:
 
 
 def completed_stages(stages: Sequence[Stage], given_up: Sequence[str], images: int) -> list[Completed]:
-    """Each stage with the accuracies of all trials that were at the first one and ended, whether given up or not.
+    """Returns each stage with the accuracies of all ended trials of the first stage, measured or imputed.
 
     Stages after one from which fewer than :data:`LEAST_CONTINUED` trials continued are left out.
 
@@ -67,7 +68,7 @@ def completed_stages(stages: Sequence[Stage], given_up: Sequence[str], images: i
         there = np.array([trial in stage.top1 for trial in trials])
         now = _logit(np.array([stage.top1.get(trial, 0.5) for trial in trials]), images)
         if not there.all():
-            # A diverged trial follows no line.
+            # A diverged trial does not follow the regression line.
             to_fit = np.array([trial in stage.epoch for trial in trials])
             following = _next(drawn, now, to_fit, ~there, draw)
             if following is None:
@@ -82,7 +83,7 @@ def completed_stages(stages: Sequence[Stage], given_up: Sequence[str], images: i
 def _next(
     drawn: Floats, now: Floats, to_fit: np.ndarray, missing: np.ndarray, draw: np.random.Generator
 ) -> Floats | None:
-    """(draws, trials) at the next stage: ``now`` where it is known, else drawn from the line through ``to_fit``."""
+    """Returns (draws, trials) at the next stage: ``now`` where known, else drawn from the line through ``to_fit``."""
     continued = int(to_fit.sum())
     if continued < LEAST_CONTINUED:
         return None
@@ -101,7 +102,7 @@ def _next(
 
 
 def _logit(top1: Floats, images: int) -> Floats:
-    # Half an image from 0 and 1, where the logit is infinite.
+    # Keeps half an image away from 0 and 1, where the logit is infinite.
     shares = np.clip(top1, 0.5 / images, 1 - 0.5 / images)
     return np.asarray(np.log(shares / (1 - shares)))
 

@@ -1,4 +1,4 @@
-"""The settings that rungs gave up, among those that the best one is the best of."""
+"""Finds the settings that were given up at rungs, which are rivals of the best setting, too."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from nfnet_ray.analysis.tables import StudyTables
 
 @dataclass(frozen=True)
 class GivenUp:
-    """Settings that were given up, as they might have been later on.
+    """Settings that were given up, with their estimated later accuracies.
 
     Attributes:
-        settings: each with the accuracy of its last rung and what others of its stratum learnt from there on average.
-            The images that it had right are those at the rung.
-        rung: the number of that rung for each of them.
-        kept: of each rung how much of the luck there is kept until later on (:class:`Rung`).
+        settings: each with the accuracy at its last rung plus the mean gain of other settings of its stratum from there
+            on. Its correct images are those at the rung.
+        rung: the index of the last rung of each setting.
+        kept: for each rung, the share of the luck at the rung that is kept until later (:class:`Rung`).
     """
 
     settings: tuple[SettingResult, ...] = ()
@@ -33,7 +33,7 @@ class GivenUp:
     kept: tuple[float, ...] = ()
 
     def only(self, chosen: Sequence[bool]) -> GivenUp:
-        """Some of the settings."""
+        """Returns some of the settings."""
         numbers = [number for number, is_chosen in enumerate(chosen) if is_chosen]
         return replace(
             self,
@@ -42,7 +42,7 @@ class GivenUp:
         )
 
     def rungs(self, others: int) -> list[Rung]:
-        """The rungs that these settings did not pass and ``others`` did."""
+        """Returns the rungs that these settings did not pass and ``others`` did."""
         return [
             Rung(others + sum(last > number for last in self.rung), kept)
             for number, kept in enumerate(self.kept)
@@ -54,22 +54,21 @@ NONE_GIVEN_UP = GivenUp()
 
 
 def given_up(tables: StudyTables, results: Sequence[SettingResult], stage: Stage | None = None) -> GivenUp:
-    """The settings of the same stratum that were given up before ``stage``.
+    """Returns the settings of the same stratum that were given up before ``stage``.
 
-    The best of those that were let through was also lucky at the rung, and a network keeps a part of its luck. So its
-    rivals are the ones that were given up, too, as far as that part allows. In simulation the interval that allows for
-    all of them covers 94.5 to 96.7%, and that which allows for the finished ones alone 91.5 to 96.6%
+    The best of the promoted settings was also lucky at the rung, and a network keeps part of its luck. Settings that
+    were given up are therefore rivals as well, to the extent that luck is kept. In simulation, the interval that takes
+    all of them into account covers 94.5 to 96.7%, and the one that only considers finished settings 91.5 to 96.6%
     (``benchmarks/coverage.py``).
 
     Args:
-        tables: of one study; of several ones, rungs are not comparable.
-        results: the settings that were not given up before, of which the best one is chosen.
-        stage: where they were measured; None for the end.
+        tables: the tables of one study; rungs of several studies are not comparable.
+        results: the settings that were not given up before, among which the best one is chosen.
+        stage: the stage at which they were measured; None for the end.
 
     Returns:
-        The settings of which the images are known. Where all ``results`` have several seeds only those that have
-        several, too: of a single one the noise of its seed would not be known. None if there are too many bits to
-        compare.
+        The settings whose correct images are known. If all ``results`` have several seeds, settings with a single one
+        are left out, because their noise between seeds is unknown. Empty if there are too many bits to compare.
     """
     if not results or tables.parts:
         return NONE_GIVEN_UP
@@ -80,7 +79,7 @@ def given_up(tables: StudyTables, results: Sequence[SettingResult], stage: Stage
     }
     several = min(len(result.seed_top1) for result in results) > 1
     later = {_key(result.point): result for result in results}
-    # One that went on and diverged later, or has yet to end, was let through.
+    # A setting that continued and diverged later, or has yet to end, counts as promoted.
     stopped = {
         _key(point)
         for point, trials in trials_by_setting(tables)
@@ -120,20 +119,20 @@ def given_up(tables: StudyTables, results: Sequence[SettingResult], stage: Stage
 
 
 def _stratum(tables: StudyTables, result: SettingResult) -> tuple[Any, ...]:
-    """Settings of one stratum were compared at the rungs, and learn about as much from there to the end."""
+    """Returns a setting's conditions. Settings that share them learn about as much after a rung."""
     return tuple(result.point[field] for field in tables.conditions)
 
 
 @dataclass(frozen=True)
 class _Compared:
-    """The settings of a rung, those that were let through as they were later on, and which of the former these are."""
+    """The settings at a rung, the promoted ones at the later stage, and the indices of the promoted ones."""
 
     there: Sequence[SettingResult]
     later: Sequence[SettingResult]
     let_through: Sequence[int]
 
     def luck_kept(self) -> float:
-        """All of it where the images are not known."""
+        """Returns the share of luck that is kept; 1 if the correct images are not known."""
         before = [one.images for one in self.there if one.images is not None]
         after = [
             (number, one.images)

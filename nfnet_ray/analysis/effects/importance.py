@@ -1,4 +1,4 @@
-"""How much of the variation of the accuracy each field explains, at the first rung and among the survivors."""
+"""Computes the share of the variation of accuracy that each field explains, at the first rung and at the end."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 COLUMNS = ("where", "field", "importance", "low", "high", "p_value", "settings", "of")
 LEAST_FREEDOM = 3
-"""Settings beyond the number of effects, for their noise to be known at all."""
+"""The least number of settings beyond the number of effects, so that the noise can be estimated."""
 
 
 def importance(tables: StudyTables) -> pd.DataFrame:
-    """The share of the variance of the accuracy between settings that each field explains alone.
+    """Returns the share of the variance of accuracy between settings that each field explains on its own.
 
-    At the first rung all settings are there; at the end only those that were not given up. They were chosen by their
-    accuracy, so a field whose poor values are gone explains little there, however much it matters: the first is about
-    the space, the last about the choice between good settings.
+    All settings are present at the first rung, but only those that were not given up at the end. The latter were
+    selected by their accuracy, so a field whose poor values are gone explains little there, however much it matters.
+    The importance at the first rung describes the space, and that at the end the choice between good settings.
 
     Returns:
-        A row for each stage (the first rung and the end; the end alone where nothing was given up) and field:
-        ``where``, ``field``, ``importance`` (a share, corrected for what as many effects of nothing would explain, and
-        without what other fields explain as well), its 95% interval ``low`` to ``high`` (from the noncentral F
-        distribution: Steiger 2004), ``p_value`` of its F test, ``settings`` and ``of`` (how many were compared, of how
-        many). All NaN at a stage that has too few settings for its number of effects. What is left to 1 are
-        interactions, seeds and images.
+        A row for each stage (the first rung and the end; only the end if nothing was given up) and field: ``where``,
+        ``field``, ``importance`` (a share, corrected for what the same number of null effects would explain, and
+        without the part that other fields explain as well), its 95% interval ``low`` to ``high`` (from the noncentral F
+        distribution: Steiger 2004), ``p_value`` of its F test, ``settings`` and ``of`` (the number of settings that
+        were compared, and of all settings). All values are NaN at a stage with too few settings for its number of
+        effects. The remainder to 1 is due to interactions, seeds and images.
     """
     import pandas as pd
 
@@ -63,12 +63,12 @@ def importance(tables: StudyTables) -> pd.DataFrame:
 
 _LARGEST_RATIO = 1e6
 _FIELDS_TOLD = 3
-"""In a sentence; the figure has all."""
+"""The most fields in a sentence; the figure shows all."""
 
 
 @dataclass(frozen=True)
 class _FTest:
-    """Of a field: the ratio F, its degrees of freedom, and those of what is left."""
+    """The F test of a field: the ratio F, the field's degrees of freedom, and those of the residuals."""
 
     ratio: float
     more: int
@@ -76,7 +76,7 @@ class _FTest:
 
 
 def _shares(tests: dict[str, _FTest], n: int) -> dict[str, tuple[float, float, float, float]]:
-    """{field: (share, low, high, p value)}: noncentralities, in relation to those of all fields and of the noise, n."""
+    """Returns {field: (share, low, high, p value)} from noncentralities, relative to those of all fields plus n."""
     from scipy.special import fdtrc
 
     central = {field: max(0.0, (test.ratio - 1) * test.more) for field, test in tests.items()}
@@ -90,10 +90,10 @@ def _shares(tests: dict[str, _FTest], n: int) -> dict[str, tuple[float, float, f
 
 
 def _noncentrality(test: _FTest, level: float) -> float:
-    """The noncentrality at which an F as small as the test's has the probability ``level``; 0 if there is none."""
+    """Returns the noncentrality at which an F up to the test's has the probability ``level``; 0 if there is none."""
     from scipy.special import ncfdtr  # scipy.stats and scipy.optimize take a second to import
 
-    # The noncentrality of a large ratio is proportional to it, and scipy's function is NaN at far larger ones.
+    # The noncentrality of a large ratio is proportional to the ratio, and scipy's function is NaN for very large ones.
     scale = max(1.0, test.ratio / _LARGEST_RATIO)
     ratio = test.ratio / scale
 
@@ -113,7 +113,7 @@ def _noncentrality(test: _FTest, level: float) -> float:
 
 
 def importance_sentence(table: pd.DataFrame, names: dict[str, str]) -> str:
-    """Says which fields matter, at both stages; empty if that is not known, or if only one field was swept."""
+    """Says which fields matter, at both stages; empty if that is unknown, or if only one field was swept."""
     if table["field"].nunique() < 2:
         return ""
     parts = []

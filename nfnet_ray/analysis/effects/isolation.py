@@ -1,4 +1,4 @@
-"""For each value of a field, the best over all others: the Tuning Playbook's isolation plot."""
+"""Finds the best setting for each value of a field, as in the Tuning Playbook's isolation plot."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEVELS_AT_MOST = 8
-"""Numbers of a list that are shown one by one; more, and those of a range, are shown as this many bins."""
+"""The most numbers of a list that are shown one by one; longer lists and ranges are shown in this number of bins."""
 COLUMNS = ("value", "label", "top1", "low", "high", "optimism", "compared", "settings", "where")
 
 
 def isolation(tables: StudyTables, field: str) -> pd.DataFrame:
-    """The best setting for each value of ``field``, whatever the values of the other fields.
+    """Returns the best setting for each value of ``field``, whatever the values of the other fields.
 
-    Values of which no setting can be compared at the end have the best at the latest stage that they reached.
+    If no setting with a value can be compared at the end, the best one at the latest stage that they reached is
+    returned.
 
     Returns:
-        A row for each value or bin: ``value`` (of the best, or the value itself), ``label``, ``top1`` (a fraction),
-        ``low`` and ``high`` (its 95% interval; the lower bound allows for the choice of the best, and for the settings
-        that were given up before), ``optimism`` (how far that choice flatters ``top1``), ``compared`` (the number of
-        settings it was the best of), ``settings`` (how many have this value), ``where`` (the stage), and the best one's
-        values of the other fields. Accuracies at different stages cannot be compared.
+        A row for each value or bin: ``value`` (that of the best setting in a bin), ``label``, ``top1`` (a fraction),
+        ``low`` and ``high`` (its 95% interval, whose lower bound allows for the choice of the best setting and for
+        settings that were given up before), ``optimism`` (the amount by which that choice inflates ``top1``),
+        ``compared`` (the number of settings among which it was chosen), ``settings`` (the number with this value),
+        ``where`` (the stage), and the best setting's values of the other fields. Accuracies at different stages cannot
+        be compared.
     """
     import pandas as pd
 
@@ -46,7 +48,7 @@ def isolation(tables: StudyTables, field: str) -> pd.DataFrame:
     others = [name for name in tables.fields if name != field]
 
     def place(result: SettingResult) -> tuple[Any, ...]:
-        """Rungs compare the settings of a stratum."""
+        """Returns the level of the field and the conditions, because rungs compare only the settings of a stratum."""
         return levels.index[result.point[field]], *(result.point[name] for name in tables.conditions)
 
     rows = []
@@ -101,10 +103,10 @@ def best_of(
     noise: Callable[[Sequence[SettingResult]], Noise],
     rivals: GivenUp = NONE_GIVEN_UP,
 ) -> tuple[SettingResult, float]:
-    """The best one, its lower bound moved for having been chosen, and its optimism.
+    """Returns the best result, with its lower bound corrected for the choice, and its optimism.
 
     Args:
-        noise: of some of the results and rivals.
+        noise: returns the noise of some of the results and rivals.
         rivals: the settings that were given up before the results were measured.
     """
     best = max(results, key=lambda result: result.top1)

@@ -1,4 +1,4 @@
-"""The values of a swept field as a few levels, and as places on an axis."""
+"""Converts the values of a swept field to a few levels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nfnet_ray.tracking.swept import swept_range
 
 @dataclass(frozen=True)
 class FieldLevels:
-    """The levels of a field: numbers upwards, then words, none, and absent.
+    """The levels of a field: numbers in ascending order, then words, none, and absent.
 
     Attributes:
-        labels: what each is called: a value, or ``0.002 to 0.01`` of a bin.
-        index: {value: number of its level}.
-        centres: the value of each level, or the middle of a bin: its median value.
+        labels: the name of each level: a value, or ``0.002 to 0.01`` for a bin.
+        index: {value: index of its level}.
+        centres: the value of each level, or the median value of a bin.
     """
 
     labels: tuple[str, ...]
@@ -39,9 +39,9 @@ def is_number(value: Any) -> TypeGuard[float]:
 def grouped(
     values: Iterable[Any], most: int, bins: int
 ) -> tuple[list[list[Any]], list[list[Any]], list[list[Any]]]:
-    """The values in groups: (numbers upwards, words, none and absent).
+    """Returns the values in groups: (numbers in ascending order, words, none and absent).
 
-    Each value is a group of its own. More than ``most`` numbers are divided into ``bins`` groups of about equal size.
+    Each value forms a separate group. More than ``most`` numbers are divided into ``bins`` groups of about equal size.
     """
     distinct = list(dict.fromkeys(values))
     numbers = sorted(value for value in distinct if is_number(value))
@@ -55,7 +55,7 @@ def grouped(
 
 
 def group_labels(groups: Sequence[Sequence[Any]]) -> tuple[str, ...]:
-    """The name of each group, with as few digits as keep the names apart."""
+    """Returns the name of each group, with as few digits as distinguish the names."""
 
     def named(digits: int) -> tuple[str, ...]:
         return tuple(
@@ -74,7 +74,7 @@ def _rounded(value: float, digits: int) -> str:
 
 
 def field_levels(values: Iterable[Any], most: int) -> FieldLevels:
-    """Each value as a level; with more than ``most`` numbers, ``most`` bins that hold about equally many values."""
+    """Returns each value as a level; more than ``most`` numbers are divided into ``most`` bins of about equal size."""
     groups = list(itertools.chain(*grouped(values, most, most)))
     return FieldLevels(
         group_labels(groups),
@@ -84,10 +84,10 @@ def field_levels(values: Iterable[Any], most: int) -> FieldLevels:
 
 
 def is_logarithmic(tables: StudyTables, field: str) -> bool:
-    """Whether a field is to be seen on a log axis.
+    """Whether a field should be shown on a log axis.
 
-    A range says so itself. A list is logarithmic if the ratios of its neighbours are more alike than their differences,
-    as in 0.01, 0.02, 0.04; 0 is left out of that.
+    A range specifies this itself. A list is logarithmic if the ratios of neighbours are more alike than their
+    differences, as in 0.01, 0.02, 0.04; 0 is ignored.
     """
     described = swept_range(tables.study, field)
     if described is not None:

@@ -1,4 +1,4 @@
-"""Marginal and pairwise effects of the fields, from trials of unequal length."""
+"""Estimates marginal and pairwise effects of the fields from trials of unequal length."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _PAIR_BINS = 3
 
 @dataclass(frozen=True)
 class CompletedSettings:
-    """The settings of which every trial that passes rungs is complete at a stage.
+    """The settings whose trials are all complete at a stage, further seeds of contenders excepted.
 
     Attributes:
         where: the stage in words.
-        points: {field: value} of each.
+        points: {field: value} of each setting.
         top1: (draws, settings) the mean over seeds, fractions.
-        measured: how many of the trials were measured, and ``imputed`` how many were not.
+        measured: the number of trials that were measured; ``imputed``: the number of those that were not.
     """
 
     where: str
@@ -55,16 +55,16 @@ class CompletedSettings:
 
 
 def marginal_effects(tables: StudyTables) -> pd.DataFrame:
-    """How each value of each field moves the accuracy, over all settings and not only those that were not given up.
+    """Estimates how each value of each field changes the accuracy, over all settings, including those given up.
 
     Returns:
         A row for each stage, field and value (or bin): ``where`` (the stage), ``field`` (dotted name), ``value`` (as
-        text), ``top1`` (the accuracy with this value, where all values of the other fields count alike), ``effect``
-        (its difference from the mean over the field's values, a fraction) with its 95% interval ``low`` to ``high``,
-        ``measured`` and ``imputed`` (how many trials of the stage were measured there, and how many were given up
-        before and complete it as :mod:`nfnet_ray.analysis.effects.completion` says). The interval covers what is not
-        the sum of the fields' effects: interactions, seeds and images. It is NaN where the model has at least as many
-        effects as there are settings. Empty without two settings to compare.
+        text), ``top1`` (the accuracy with this value, with equal weights for all values of the other fields),
+        ``effect`` (its difference from the mean over the field's values, a fraction) with its 95% interval ``low`` to
+        ``high``, ``measured`` and ``imputed`` (the number of trials that were measured at the stage, and of those that
+        were given up before and imputed by :mod:`nfnet_ray.analysis.effects.completion`). The interval covers the
+        deviations from the sum of the fields' effects: interactions, seeds and images. It is NaN if the model has at
+        least as many effects as there are settings. Empty without two settings to compare.
     """
     import pandas as pd
 
@@ -94,14 +94,15 @@ def marginal_effects(tables: StudyTables) -> pd.DataFrame:
 
 
 def pairwise_effects(tables: StudyTables) -> pd.DataFrame:
-    """What pairs of values do together beyond the sum of their effects, at the last stage that can be completed.
+    """Estimates the effect of pairs of values beyond the sum of their effects, at the last stage that can be completed.
 
     Returns:
         A row for each pair of fields and of their values (ranges in three bins): ``where``, ``field_a``, ``value_a``,
-        ``field_b``, ``value_b``, ``top1`` (the accuracy with both values), ``interaction`` (how far that is from the
-        sum of the effects) with its 95% interval ``low`` to ``high``, and ``p_value`` of the hypothesis that the fields
-        have no interaction (the median over draws of the F test: Eekhout et al. 2017). Pairs whose values were not
-        tried together are left out; intervals and ``p_value`` are NaN where no setting is left to tell noise by.
+        ``field_b``, ``value_b``, ``top1`` (the accuracy with both values), ``interaction`` (its difference
+        from the sum of the effects) with its 95% interval ``low`` to ``high``, and ``p_value`` of the hypothesis that
+        the fields do not interact (the median over draws of the F test: Eekhout et al. 2017). Pairs whose values were
+        not tried together are left out. Intervals and ``p_value`` are NaN if no degrees of freedom are left to estimate
+        the noise.
     """
     import pandas as pd
 
@@ -116,9 +117,10 @@ def pairwise_effects(tables: StudyTables) -> pd.DataFrame:
 
 
 def completed_settings(tables: StudyTables) -> list[CompletedSettings]:
-    """The stages with all settings.
+    """Returns the stages with the accuracies of all settings.
 
-    None without two settings, where no trial has ended, and of a plain list of points: those differ one by one.
+    The list is empty with fewer than two settings, before a trial has ended, and for a plain list of points, whose
+        settings differ in unrelated ways.
     """
     if "points" in tables.study:
         return []
@@ -137,7 +139,7 @@ def completed_settings(tables: StudyTables) -> list[CompletedSettings]:
 
 
 def settings_at(tables: StudyTables, stage: Stage) -> CompletedSettings:
-    """The settings of which every trial that passes rungs was at a stage, without any imputation."""
+    """Returns the settings whose trials were all measured at a stage, without imputation."""
     trials = tuple(stage.top1)
     alone = Completed(stage.where, trials, np.array([list(stage.top1.values())]), 0)
     points, means = _means(tables, alone)
@@ -145,9 +147,9 @@ def settings_at(tables: StudyTables, stage: Stage) -> CompletedSettings:
 
 
 def _means(tables: StudyTables, complete: Completed) -> tuple[tuple[Mapping[str, Any], ...], Floats]:
-    """The settings of which every trial that passes rungs is there, and the mean over their seeds.
+    """Returns the settings whose trials are all present, and the means over their seeds.
 
-    Further seeds of contenders pass none: they count where they are.
+    Further seeds of contenders pass no rungs: they are used where present, but not required.
     """
     place = {trial: number for number, trial in enumerate(complete.trials)}
     points, columns = [], []
@@ -160,7 +162,7 @@ def _means(tables: StudyTables, complete: Completed) -> tuple[tuple[Mapping[str,
 
 
 def _accuracy(of_model: float) -> float:
-    """A sum of effects may lie outside of 0 and 1, where few settings were tried with the other fields' values."""
+    """Limits a sum of effects to 0 and 1, which it may exceed if few settings had the other fields' values."""
     return min(max(of_model, 0.0), 1.0) if math.isfinite(of_model) else math.nan
 
 

@@ -1,4 +1,4 @@
-"""The settings at a stage, and how far their accuracies would move if the study were done again."""
+"""Returns the settings at a stage, and the noise that their accuracies would have if the study were repeated."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_res
 from nfnet_ray.analysis.tables import StudyTables
 
 MOST_BITS = 400_000_000
-"""Bits of all trials together up to which covariances are taken from them: some seconds, and 1.6 GB in float32."""
+"""The most bits of all trials from which covariances are computed, which takes some seconds and 1.6 GB in float32."""
 
 
 def results_at(tables: StudyTables, stage: Stage) -> list[SettingResult]:
-    """The settings of which every trial that passes rungs was measured at a stage, in the order of the study's space.
+    """Returns the settings whose trials were all measured at a stage, in the order of the study's space.
 
-    Further seeds of contenders pass none: they count where they were measured.
+    Further seeds of contenders pass no rungs: they are used where measured, but not required.
     """
     images = tables.study["data"]["validation_images"]
     found = []
@@ -35,16 +35,16 @@ def results_at(tables: StudyTables, stage: Stage) -> list[SettingResult]:
 
 
 class NoiseWithin:
-    """The noise of any choice of some settings. Their bits are compared once, and not for each choice."""
+    """Computes the noise of any subset of settings. Their bits are compared only once, and not for each subset."""
 
     def __init__(self, results: Sequence[SettingResult]) -> None:
         firsts = accumulate((len(result.seed_top1) for result in results), initial=0)
         self._first_trial = {id(result): first for result, first in zip(results, firsts, strict=False)}
-        self._results = results  # while they are kept, their ids are theirs
+        self._results = results  # keeping the results keeps their ids unique
         self._moments = _moments_on_the_same_images(results)
 
     def of(self, chosen: Sequence[SettingResult]) -> Noise:
-        """That of some of the results."""
+        """Returns the noise of some of the results."""
         if self._moments is None:
             return noise_of_results(chosen)
         seeds = [len(result.seed_top1) for result in chosen]
@@ -54,7 +54,7 @@ class NoiseWithin:
 
 
 def _moments_on_the_same_images(results: Sequence[SettingResult]) -> Moments | None:
-    """The moments of all trials, if the bits of all are known for the same images; else None."""
+    """Returns the moments of all trials if the bits of all are known for the same images; else None."""
     images = [result.images for result in results if result.images is not None]
     if not images or len(images) < len(results):
         return None
@@ -67,7 +67,7 @@ def _moments_on_the_same_images(results: Sequence[SettingResult]) -> Moments | N
 
 
 def noise_of_results(results: Sequence[SettingResult]) -> Noise:
-    """Their noise: image by image where the bits are known, else as if each had been measured on images of its own."""
+    """Returns the noise of results: paired by image if the bits are known, else as if measured on separate images."""
     seeds = [len(result.seed_top1) for result in results]
     images = [result.images for result in results if result.images is not None]
     if len(images) == len(results) and len({len(one.measured) for one in images}) == 1:

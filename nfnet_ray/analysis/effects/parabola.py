@@ -1,4 +1,4 @@
-"""A parabola through accuracies whose noise is known in part: its optimum, and how certain that is."""
+"""Fits a parabola through accuracies whose noise is partly known, and computes the interval of its optimum."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from nfnet_ray.analysis.inference.paired import Floats
 from nfnet_ray.analysis.inference.selection import Noise
 
 _PLACES = 801
-"""On the axis, at which the curve and the interval of its optimum are worked out."""
+"""The number of places on the axis at which the curve and the interval of its optimum are computed."""
 _FREEDOM_FOR_A_QUARTIC = 4
-"""Two more coefficients, and two settings to tell noise by."""
+"""The degrees of freedom for a quartic: two more coefficients, and two settings to estimate the noise."""
 _FREEDOM_FOR_A_PRODUCT = 4
-"""Settings that are left to tell noise by: the F test of one coefficient with fewer finds only what is plain to see."""
+"""The degrees of freedom left to estimate the noise. With fewer, the F test of one coefficient finds only obvious
+effects."""
 _LEVEL_OF_PRODUCTS = 0.01
 """Lower than the usual 0.05, because a study has a response for each field and condition."""
 
 
 @dataclass(frozen=True)
 class Parabola:
-    """The least-squares fit of ``a + b x + c x²``, of products of x with other fields, and of columns of those fields.
+    """The least-squares fit of ``a + b x + c x²``, of products of x with other fields, and of columns of these fields.
 
-    Where settings have several seeds, each has the weight of its own noise.
+    If settings have several seeds, each setting is weighted by its own noise.
 
-    The curve, its noise and its optimum are those in the middle of the other fields, where the products are 0.
+    The curve, its noise and its optimum refer to the middle of the other fields, where the products are 0.
 
-    What the noise of images and seeds does not explain of the residuals is one more variance, the same for each
-    setting: the noise of single seeds, the effect of other fields, and a curve that is no parabola.
+    The part of the residuals that the noise of images and seeds does not explain is modelled as an additional variance,
+    the same for each setting. It contains the noise of single seeds, the effects of other fields, and the deviation of
+    the curve from a parabola.
 
     Attributes:
         x: (n,) the places of the settings.
-        beta: (p,) the coefficients; the first three are a, b and c, and those of the products follow.
-        solver: (p, n) the matrix that gives them from the accuracies.
-        noise: of the settings.
+        beta: (p,) the coefficients: first a, b and c, then those of the products.
+        solver: (p, n) the matrix that yields the coefficients from the accuracies.
+        noise: the noise of the settings.
         extra: the variance of the residuals beyond ``noise``, at least 0.
         freedom: n - p.
-        explains: the p value of the hypothesis that the field does nothing, alone or with others.
-        lack_of_fit: the p value of the hypothesis that a parabola is all there is: from several seeds, against their
-            noise; from many settings, against a polynomial of degree four. 1 where neither can be had.
-        misfit: root of the mean squared residual beyond the noise, a fraction.
+        explains: the p value of the hypothesis that the field has no effect, alone or with others.
+        lack_of_fit: the p value of the hypothesis that the response is a parabola: with several seeds, tested against
+            their noise; with many settings, against a polynomial of degree four. 1 if neither test is possible.
+        misfit: the root of the mean squared residual beyond the noise, a fraction.
     """
 
     x: Floats
@@ -55,13 +57,13 @@ class Parabola:
     misfit: float
 
     def rows(self, at: Floats, order: int = 0) -> Floats:
-        """(len(at), p) what the value, or with ``order`` 1 the slope, of the curve is made of."""
+        """Returns (len(at), p) the rows that yield the curve's value or, with ``order`` 1, its slope from ``beta``."""
         ones, zeros = np.ones_like(at), np.zeros_like(at)
         first = [ones, at, at**2] if order == 0 else [zeros, ones, 2 * at]
         return np.stack([*first, *[zeros] * (len(self.beta) - 3)], axis=1)
 
     def half_width(self, rows: Floats, others: Floats | None = None) -> Floats:
-        """Half the 95% interval of ``rows @ beta``, less the accuracies weighted by ``others``, (rows, n)."""
+        """Returns half the 95% interval of ``rows @ beta`` minus the accuracies weighted by ``others``, (rows, n)."""
         from scipy.special import stdtrit
 
         weights = rows @ self.solver - (0.0 if others is None else others)
@@ -69,20 +71,20 @@ class Parabola:
         seeds = (weights**2) @ self.noise.seeds
         extra = (weights**2).sum(axis=1) * self.extra
         total = images + seeds + extra
-        # Satterthwaite 1946; the images' part is as good as known.
+        # Satterthwaite 1946; the part of the images is practically known.
         with np.errstate(divide="ignore", invalid="ignore"):
             freedom = total**2 / (seeds**2 / self.noise.freedom + extra**2 / max(self.freedom, 1))
         freedom = np.clip(np.where(np.isfinite(freedom), freedom, 1e6), 1, 1e6)
         return np.asarray(stdtrit(freedom, 0.975) * np.sqrt(total))
 
     def grid(self) -> Floats:
-        """Places over the range that was tried."""
+        """Returns the places of a grid over the range that was tried."""
         return np.linspace(self.x.min(), self.x.max(), _PLACES)
 
     def optimum_at(self, place: float, product: int) -> float:
-        """Where the curve is highest if the field of this product, from 0, has another place than its middle.
+        """Returns the optimum if the field of this product, counted from 0, is at another place than its middle.
 
-        It is within the range that was tried, and an end of it if the curve rises to there.
+        The optimum lies within the range that was tried, or at an end of it if the curve rises towards that end.
         """
         places = self.grid()
         slope = self.beta[1] + self.beta[3 + product] * place
@@ -91,14 +93,14 @@ class Parabola:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where the curve is highest within the range that was tried.
+    """The optimum of the curve within the range that was tried.
 
     Attributes:
-        x: there.
-        low, high: 95% interval: the places at which a slope of 0 cannot be rejected (Fieller 1954). An end is among
-            them if the curve may be highest there.
+        x: the place of the optimum.
+        low, high: the 95% interval: the places at which a slope of 0 cannot be rejected (Fieller 1954). It includes an
+            end if the curve may be highest there.
         is_edge: whether ``x`` is an end of the range.
-        reaches_low, reaches_high: whether the interval contains that end.
+        reaches_low, reaches_high: whether the interval includes that end.
     """
 
     x: float
@@ -110,14 +112,14 @@ class Optimum:
 
 
 def joint_fields(x: Floats, top1: Floats, others: Floats, places: Floats) -> list[int]:
-    """Which other fields the effect of x depends on: of which a product with x explains more than noise does.
+    """Returns the other fields on which the effect of x depends: their products with x explain more than noise does.
 
-    The field that explains most is added first, and tested together with those that were added before. The chance that
-    any field is added of which none matters is :data:`_LEVEL_OF_PRODUCTS`.
+    The field that explains most is added first, and each further one is tested together with those added before. If no
+    field matters, the probability that any field is added is :data:`_LEVEL_OF_PRODUCTS`.
 
     Args:
         x: (n,) the places of the settings.
-        top1: (n,) their accuracies.
+        top1: (n,) the accuracies of the settings.
         others: (n, m) centred columns of the other fields.
         places: (n, fields) the places of the settings on the axes of the other fields, 0 in their middle.
 
@@ -145,13 +147,13 @@ def joint_fields(x: Floats, top1: Floats, others: Floats, places: Floats) -> lis
 
 
 def _left_over(design: Floats, top1: Floats) -> tuple[float, int]:
-    """The sum of squares that a least-squares fit leaves, and its degrees of freedom."""
+    """Returns the residual sum of squares of a least-squares fit, and its degrees of freedom."""
     beta, _, rank, _ = np.linalg.lstsq(design, top1, rcond=None)
     return _squares(top1 - design @ beta), len(top1) - int(rank)
 
 
 def _squares(residuals: Floats) -> float:
-    """Their sum of squares; 0 where rounding alone has left some."""
+    """Returns the sum of squares of residuals; 0 if it consists of rounding errors."""
     squares = float(residuals @ residuals)
     return squares if squares >= len(residuals) * ROUNDING**2 else 0.0
 
@@ -162,7 +164,7 @@ def fit_parabola(
     """Fits the accuracies (n,) at the places (n,).
 
     ``others`` (n, m) are centred columns of other fields, and ``joint`` (n, k) the places on the axes of those fields
-    of which the effect of x depends (:func:`joint_fields`).
+    on which the effect of x depends (:func:`joint_fields`).
     """
     from scipy.special import fdtrc  # scipy.stats takes a second to import
 
@@ -179,7 +181,7 @@ def fit_parabola(
     extra = max(0.0, (squares - known) / freedom) if freedom > 0 else 0.0
     without = np.delete(design, own, axis=1)
     lost = max(0.0, _squares(top1 - without @ (np.linalg.pinv(without) @ top1)) - squares)
-    # Two mean squares: of the field, and of what is left, at least what images and seeds explain.
+    # Two mean squares: that of the field, and that of the residuals, which is at least what images and seeds explain.
     level = max(squares / freedom if freedom else 0.0, known / max(freedom, 1))
     seeded = bool(noise.seeds.any())
     if seeded:
@@ -213,29 +215,29 @@ def fit_parabola(
 
 
 def _weighted(design: Floats, noise: Noise, extra: float) -> Floats:
-    """(p, n) what gives the coefficients where settings differ in their noise.
+    """Returns (p, n) the matrix that yields the coefficients if settings differ in their noise.
 
-    A setting at the edge of divergence may have ten times the spread between seeds of the others, and its distance from
-    the curve says that little.
+    A setting at the edge of divergence may have ten times the spread between seeds of others, so its distance from the
+    curve has a correspondingly small weight.
     """
     roots = 1 / np.sqrt(np.maximum(np.diag(noise.covariance) + extra, np.finfo(float).tiny))
     return np.asarray(np.linalg.pinv(design * roots[:, None]) * roots)
 
 
 def optimum_of(fit: Parabola) -> Optimum:
-    """The optimum of a fitted curve, within the range that was tried."""
+    """Returns the optimum of a fitted curve, within the range that was tried."""
     places = fit.grid()
     curve = fit.rows(places) @ fit.beta
     best = int(curve.argmax())
     rows = fit.rows(places, order=1)
     slope, half = rows @ fit.beta, fit.half_width(rows)
-    half += ROUNDING  # the slope of a flat curve is not quite 0, and may have no noise at all
+    half += ROUNDING  # the slope of a flat curve is not quite 0, and may have no noise
     plausible = np.abs(slope) <= half
     plausible[0], plausible[-1] = slope[0] <= half[0], slope[-1] >= -half[-1]
     plausible[best] = True
     within = np.flatnonzero(plausible)
     x = float(places[best])
-    # Between two places of the grid.
+    # Refines the optimum between two places of the grid.
     if 0 < best < len(places) - 1 and fit.beta[2] < 0:
         x = float(np.clip(-fit.beta[1] / (2 * fit.beta[2]), places[best - 1], places[best + 1]))
     return Optimum(

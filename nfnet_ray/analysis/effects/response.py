@@ -1,4 +1,4 @@
-"""The response of the accuracy to a field: where it is highest, how certain that is, and how flat it is there.
+"""Represents the response of the accuracy to a field: its optimum, the uncertainty, and how flat the curve is there.
 
 :mod:`nfnet_ray.analysis.effects.response_fit` computes it.
 """
@@ -14,7 +14,7 @@ from nfnet_ray.tracking.labels import stratum_label, value_label
 from nfnet_ray.wording import as_points, count, in_points, percent
 
 LEAST_VALUES = 5
-"""Different values that a parabola needs here: three coefficients, and two more to see whether it fits."""
+"""The least number of different values for a parabola: three coefficients, and two more to test whether it fits."""
 
 Kind = Literal["inside", "edge", "no effect", "poor fit", "too few"]
 
@@ -146,7 +146,7 @@ class Response:
     shifts: tuple[Shift, ...] = ()
 
     def sentence(self) -> str:
-        """The optimum, its interval and how flat it is; or why there is none."""
+        """Describes the optimum, its interval and how flat the curve is; or why there is no optimum."""
         name = self.names[self.field]
         at = f" at {stratum_label(self.stratum, self.names)}" if self.stratum else ""
         where = "" if self.is_end or not self.where else f" {self.where}"

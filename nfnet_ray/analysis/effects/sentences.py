@@ -1,4 +1,4 @@
-"""The effects of the fields, in the few sentences that follow an answer on the console."""
+"""Describes the effects of the fields in the few sentences that follow an answer on the console."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 _RESPONSES_AT_MOST = 4
 _FIELDS_TO_RANK = 3
-"""Of two fields the table of all trials shows more than a share of each."""
+"""The least number of fields to rank. For two fields, the table of all trials is more informative than shares."""
 _INTERACTION = 0.01
-"""The chance that any pair of fields is said to act together if none does; as that of a product in a response."""
+"""The probability that some pair of fields is reported to interact if none does; as for products in a response."""
 
 
 def the_first(optima: Sequence[str], most: int) -> list[str]:
-    """The sentences of the first conditions; if there are more, the last sentence says so."""
+    """Returns the sentences of the first conditions; if there are more, the last sentence says so."""
     if len(optima) <= most:
         return list(optima)
     more = f"These are the optima under the first {most} of {len(optima):,} conditions; response() in Python has all"
@@ -29,11 +29,10 @@ def the_first(optima: Sequence[str], most: int) -> list[str]:
 
 
 def effect_sentences(tables: StudyTables) -> list[str]:
-    """The optimum of the field in question under each condition, which of three or more fields matter, and which two
-    act together.
+    """Describes the optimum of the field in question per condition, which fields matter, and which two interact.
 
-    Only what the study can support: no sentence where there are too few values, where noise can explain the differences
-    or where no parabola describes them.
+    Fields are ranked if there are at least three. Only supported statements are made: there is no sentence if there are
+    too few values, if noise can explain the differences, or if no parabola describes them.
     """
     if not tables.fields:
         return []
@@ -50,7 +49,7 @@ def effect_sentences(tables: StudyTables) -> list[str]:
 
 
 def interaction_sentence(table: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """The two fields whose interaction is clearest, of those of :func:`pairwise_effects`.
+    """Names the two fields with the clearest interaction according to :func:`pairwise_effects`.
 
     Empty if noise can explain all interactions.
     """

@@ -1,4 +1,4 @@
-"""Where trials can be compared: the rungs at which some were given up, and the end."""
+"""Determines the stages at which trials can be compared: the rungs at which some were given up, and the end."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nfnet_ray.wording import count
 
 @dataclass(frozen=True)
 class Stage:
-    """One of them.
+    """A stage at which trials can be compared.
 
     Attributes:
-        where: in words: ``after epoch 2 of 8``, ``after schedules of 2 epochs``, ``at the end``.
-        top1: {trial: accuracy there, a fraction}. A trial that has diverged by then has the accuracy of chance, which
-            is what a network without finite weights has.
-        epoch: {trial: epoch at which it was measured}; diverged ones are not in it.
-        is_end: whether it is the end of the trials.
+        where: the stage in words: ``after epoch 2 of 8``, ``after schedules of 2 epochs``, ``at the end``.
+        top1: {trial: accuracy at the stage, a fraction}. A trial that has diverged by then has chance accuracy, like a
+            network without finite weights.
+        epoch: {trial: epoch at which it was measured}, without diverged trials.
+        is_end: whether the stage is the end of the trials.
     """
 
     where: str
@@ -36,9 +36,9 @@ class Stage:
 
 @once_of_a_record
 def stages(tables: StudyTables) -> Sequence[Stage]:
-    """The rungs at which trials were given up, the earliest first, and then the end.
+    """Returns the rungs at which trials were given up, the earliest first, and then the end.
 
-    A trial is at a rung if it was measured there; with rungs in seconds and with stretched schedules, if it paused
+    A trial is at a rung if it was measured there or, with rungs in seconds and with stretched schedules, if it paused
     there, which further seeds of contenders do not. Trials that failed or have not ended are at the stages that they
     reached.
     """
@@ -52,7 +52,7 @@ def stages(tables: StudyTables) -> Sequence[Stage]:
             rungs.add(max(paused))
         elif not tables.rungs_in_seconds:
             rungs.add(int(epochs))
-    # Few of the epochs are asked for, if any.
+    # Only few of the epochs are needed, if any.
     at_rungs = tables.epochs if by_pauses and rungs else tables.epochs[tables.epochs["epoch"].isin(rungs)]
     measured = {
         (trial, int(epoch)): float(top1)
@@ -97,7 +97,7 @@ def _where(tables: StudyTables, rung: float) -> str:
     if tables.rungs_in_seconds:
         return f"after {rung:.4g} s of training"
     if tables.is_stretched and "schedule_epochs" in tables.epochs:
-        # Of groups of different sizes the epoch may lie within a schedule.
+        # Groups have different sizes, so for other groups the epoch may lie within a schedule.
         there = tables.epochs[tables.epochs["epoch"] == rung]
         lengths = there["schedule_epochs"][there["schedule_epoch"] == there["schedule_epochs"]]
         if len(lengths):

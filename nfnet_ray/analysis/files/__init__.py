@@ -1,1 +1,1 @@
-"""Where studies lie, and the files of an exported one."""
+"""Finds stored studies, and reads and writes the files of exported ones."""

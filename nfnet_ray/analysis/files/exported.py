@@ -1,4 +1,4 @@
-"""A study as a few small files, for others to read: without checkpoints, reports and the paths of one machine.
+"""Exports a study as a few small files for others, without checkpoints, reports and the paths of one machine.
 
 =============== =====================================================================================================
 study.json      the question, data, space, Recipe, hardware and versions; each trial's setting and how it ended; the
@@ -10,7 +10,8 @@ bits.npz        which validation images were correct where trials finished or pa
                 ``numpy.unpackbits(row, count=images)``
 =============== =====================================================================================================
 
-:func:`nfnet_ray.analysis.load_study` reads such a folder as it reads a study's own. What AGC clipped is not exported.
+:func:`nfnet_ray.analysis.load_study` reads such a folder in the same way as a study's own. What AGC clipped is not
+exported.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from nfnet_ray.tracking.state import Session, StudyState
 
 STUDY_FILE, BITS_FILE = "study.json", "bits.npz"
 FORMAT = 1
-"""The version of these files."""
+"""The version of the format of these files."""
 _OF_OTHER_FILES = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What is raised by files that are not there, empty, cut off or not an archive."""
+"""The errors that reading raises if a file is missing, empty, cut off or not an archive."""
 _PARTS = ("setting", "contender", "rerun")
-"""Of a study: a trial of a point, a further seed of a contender, a rerun of a winner."""
+"""The kinds of trials in a study: a trial of a setting, a further seed of a contender, a rerun of a winner."""
 
 
 def is_exported(directory: Path) -> bool:
-    """Whether a folder holds an exported study."""
+    """Whether a folder contains an exported study."""
     return (directory / STUDY_FILE).is_file()
 
 
 def read_exported(folder: Path) -> tuple[StudyState, StudyStarted]:
-    """The state of an exported study, and how it was started.
+    """Returns the state of an exported study, and the event with which it was started.
 
     Raises:
-        UserError: a file is missing, or is not one that this version wrote.
+        UserError: a file is missing, or was not written by a compatible version.
     """
     state = StudyState()
     try:
@@ -60,7 +61,7 @@ def read_exported(folder: Path) -> tuple[StudyState, StudyStarted]:
             )
         for event in _events(document, folder):
             state.apply(event)
-        # Exports of earlier versions have the first driver alone.
+        # Exports of earlier versions contain only the first driver.
         if "sessions" in document:
             state.sessions = [Session(**session) for session in document["sessions"]]
         for told in document["trials"]:
@@ -75,7 +76,7 @@ def read_exported(folder: Path) -> tuple[StudyState, StudyStarted]:
 
 
 def _events(document: dict[str, Any], folder: Path) -> Iterator[Event]:
-    """The events of a journal that has led to the same tables."""
+    """Yields the events of a journal that would lead to the same tables."""
     import pandas as pd
 
     now = document["started"]["time"]
@@ -95,7 +96,7 @@ def _events(document: dict[str, Any], folder: Path) -> Iterator[Event]:
         rows.setdefault(read.pop("trial"), []).append(cast(dict[str, Any], read))
     for told in document["trials"]:
         rows.setdefault(told["name"], told.get("epochs", []))
-    # Exports of earlier versions have the settings alone, which have no "part".
+    # Exports of earlier versions contain only trials of settings, which have no "part".
     parts = {part: [t for t in document["trials"] if t.get("part", "setting") == part] for part in _PARTS}
     plans = {part: [_plan(told) for told in trials] for part, trials in parts.items()}
     contenders, confirmation = document.get("contenders"), document.get("confirmation")
@@ -106,7 +107,7 @@ def _events(document: dict[str, Any], folder: Path) -> Iterator[Event]:
         ("rerun", "confirmation_planned", confirmation),
     ):
         added: dict[str, Any] = {"event": event, "time": now, "left_out": []}
-        if plans[part]:  # those that are not part of the study any more are known from an earlier event
+        if plans[part]:  # trials that are no longer part of the study need an earlier event
             yield cast(Event, {**added, "trials": plans[part], "dropped": {}})
             yield from _events_of(parts[part], rows, texts, now)
         if chosen is not None or plans[part]:
@@ -127,7 +128,7 @@ def _events_of(
     texts: Mapping[tuple[str, int], str],
     now: float,
 ) -> Iterator[Event]:
-    """The events of some trials, one trial after the other."""
+    """Yields the events of some trials, one trial after the other."""
     for told in trials:
         trial, paused = told["name"], dict(told["paused"])
         epochs = rows.get(trial, [])

@@ -1,4 +1,4 @@
-"""The settings of a study as a LaTeX table, with the rules of booktabs."""
+"""Writes the settings of a study as a LaTeX table, with the rules of booktabs."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _SPECIAL = {
 
 
 def settings_latex(record: StudyRecord, caption: str | None = None, label: str | None = None) -> str:
-    r"""A ``tabular`` with a row for each setting, in the order of the space; with a caption or a label, a ``table``.
+    r"""Returns a ``tabular`` with a row for each setting; with a caption or a label, it is within a ``table``.
 
     The columns are the swept fields, the mean accuracy over seeds after the last epoch in percent, its 95% interval,
     the number of seeds, and the mean training time of a trial in seconds. The best setting under each condition is
-    bold. A setting that cannot be compared with the others, since one of its trials was stopped, diverged or failed,
-    has no accuracy, and a last column says what became of it. The document needs ``\usepackage{booktabs}``.
+    bold. A setting that cannot be compared with the others, because one of its trials was stopped, diverged or failed,
+    has no accuracy, and a last column states the reason. The document needs ``\usepackage{booktabs}``.
     """
     import pandas as pd
 
@@ -95,7 +95,7 @@ def _measured(
 
 
 def _fate(trials: Sequence[Mapping[Hashable, Any]]) -> str:
-    """``stopped after epoch 2``, of the trial that got least far; several states one after the other."""
+    """Describes the end of the trial with the fewest epochs, such as ``stopped after epoch 2``, with all states."""
     ended = [trial for trial in trials if trial["state"] != "finished"] or list(trials)
     states = ", ".join(dict.fromkeys(str(trial["state"]) for trial in ended))
     epochs = min(int(trial["epochs"]) for trial in ended)
@@ -103,7 +103,7 @@ def _fate(trials: Sequence[Mapping[Hashable, Any]]) -> str:
 
 
 def _alignment(record: StudyRecord, name: str) -> str:
-    """Numbers to the right, words to the left; a field that has ``none`` beside numbers is one of numbers."""
+    """Aligns numbers right and words left; a field with numbers and ``none`` counts as numbers."""
     fields = {_heading(record, field): field for field in record.fields}
     if name not in fields:
         return "r"

@@ -1,4 +1,4 @@
-"""A study's tables of trials and epochs as files for other programs."""
+"""Writes a study's tables of trials and epochs to files for other programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRIALS_FILE, EPOCHS_FILE = "trials.csv", "epochs.csv"
 
 
 def trials_for_files(tables: StudyTables) -> pd.DataFrame:
-    """The table of trials. A swept field is ``none`` where that is its value, and a dash where it is not swept."""
+    """Returns the table of trials, with ``none`` for swept fields that are None, and a dash for fields not swept."""
     table = tables.trials.copy()
     for name in tables.fields:
         table[name] = [
@@ -26,7 +26,7 @@ def trials_for_files(tables: StudyTables) -> pd.DataFrame:
 
 
 def epochs_for_files(tables: StudyTables) -> pd.DataFrame:
-    """Trials, epochs and the metrics that were measured; the swept fields are in the table of trials."""
+    """Returns trials, epochs and the measured metrics; the swept fields are in the table of trials."""
     return tables.epochs.drop(columns=[*tables.fields, "seed"]).dropna(axis="columns", how="all")
 
 
@@ -42,12 +42,12 @@ def write_csv(tables: StudyTables, folder: Path) -> list[Path]:
 
 
 def trials_csv(tables: StudyTables) -> bytes:
-    """The table of trials as CSV."""
+    """Returns the table of trials as CSV."""
     return _csv(trials_for_files(tables))
 
 
 def write_parquet(tables: StudyTables, folder: Path) -> list[Path]:
-    """Writes ``trials.parquet`` and ``epochs.parquet``, numbers as they are. Raises OSError.
+    """Writes ``trials.parquet`` and ``epochs.parquet``, numbers with all digits. Raises OSError.
 
     The column of a field that has both numbers and words, such as ``none``, is text.
     """

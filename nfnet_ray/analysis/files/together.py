@@ -1,4 +1,4 @@
-"""Several studies as one record: tables with a column ``study``, in which no two studies share a setting."""
+"""Combines several studies in one record, whose tables have a column ``study``; no two studies share a setting."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Record = TypeVar("Record", bound="StudyTables")
-"""A :class:`nfnet_ray.analysis.StudyRecord`, which cannot be imported here: its loading needs this module."""
+"""A :class:`nfnet_ray.analysis.StudyRecord`. It cannot be imported here, because loading a record needs this module."""
 
-# What studies are compared by even if neither sweeps it, once it is not the same in both.
+# Fields by which studies are compared if they differ between studies, even if no study sweeps them.
 _COMPARED_BY = ("model.name", "schedule.epochs")
 
 
 def together(records: Sequence[Record]) -> Record:
-    """One record of several studies.
+    """Combines several studies in one record.
 
-    Its fields are those that any of them sweeps, network and epochs if they are not the same in all, and ``study``. A
-    field that a study does not sweep has its Recipe's value there. Trials are called ``STUDY/TRIAL``. ``parts`` has the
-    studies, under names that differ. It has no early stopping, and as conditions only ``study``, if the studies may not
-    share axes (:func:`nfnet_ray.analysis.comparability.comparability`).
+    The fields of the record are those that at least one study sweeps, network and epochs if they differ between
+    studies, and ``study``. A field that a study does not sweep has the value of its Recipe. Trials are named
+    ``STUDY/TRIAL``. ``parts`` contains the studies, under distinct names. The record has no early stopping. Its only
+    condition is ``study``, if the studies may not share axes (:func:`nfnet_ray.analysis.comparability.comparability`).
     """
     parts: Mapping[str, Any] = _named(records)
     fields = _fields(list(parts.values()))
@@ -69,7 +69,7 @@ def together(records: Sequence[Record]) -> Record:
 
 
 def _named(records: Sequence[Record]) -> dict[str, Record]:
-    """The records by name; of equal names all but the first get a number."""
+    """Returns the records by name. If names are equal, all but the first get a number."""
     parts: dict[str, Record] = {}
     for record in records:
         name, number = record.study["name"], 2
@@ -90,7 +90,7 @@ def _fields(records: Sequence[Any]) -> tuple[str, ...]:
 
 
 def _description(parts: Mapping[str, Any], fields: Sequence[str]) -> StudyDescription:
-    """The study as far as it is the same for all; it has a list of points, which are those of the trials."""
+    """Returns the description that the studies share, with a list of points, which are those of the trials."""
     studies = [cast(dict[str, Any], part.study) for part in parts.values()]
     shared = {
         key: _same([study.get(key) for study in studies])
@@ -119,7 +119,7 @@ def _description(parts: Mapping[str, Any], fields: Sequence[str]) -> StudyDescri
 
 
 def _tables(parts: Mapping[str, Any], fields: Sequence[str], name: str) -> Any:
-    """The tables of that name, one below the other; None if no study has one."""
+    """Concatenates the tables of that name; None if no study has one."""
     import pandas as pd
 
     tables = []
@@ -137,14 +137,14 @@ def _tables(parts: Mapping[str, Any], fields: Sequence[str], name: str) -> Any:
         columns = ["trial", STUDY, *fields[:-1], "seed", "epoch", METRIC]
         return pd.DataFrame(columns=columns) if name == "epochs" else None
     joined = pd.concat(tables, ignore_index=True)
-    for field in fields:  # numbers as numbers, and None not as NaN
+    for field in fields:  # so that numbers are stored as numbers, and None is not NaN
         if len(joined) and all(type(value) in (int, float) for value in joined[field]):
             joined[field] = pd.to_numeric(joined[field])
     return joined
 
 
 def _values(part: Any, table: pd.DataFrame, field: str, study: str) -> list[Any]:
-    """A column: the values of the trials' Recipes."""
+    """Returns a column with the values of the trials' Recipes."""
     if field == STUDY:
         return [study] * len(table)
     shared = part.study["recipe"].get(field, ABSENT)
@@ -170,7 +170,7 @@ def _state(records: Sequence[Any]) -> str:
 
 
 def _same(values: Sequence[Any]) -> Any:
-    """The value, if it is the same everywhere."""
+    """Returns the value if it is the same everywhere, else None."""
     return values[0] if all(value == values[0] for value in values) else None
 
 

@@ -1,4 +1,4 @@
-"""Health cards of a study: what in its design or its results asks for another look, and the next step."""
+"""Computes the health cards of a study: properties of its design or results that deserve a second look."""
 
 from nfnet_ray.analysis.health.cards import HealthCard, health_cards, health_lines
 

@@ -1,7 +1,7 @@
 """The checks behind the health cards of a study.
 
-Statuses are ``good``, ``look`` (read the numbers with that in mind) and ``bad`` (do not trust the answer before it is
-dealt with). A check that has nothing to say about a study has no card.
+The status is ``good``, ``look`` (keep this in mind when reading the numbers) or ``bad`` (do not trust the answer before
+this is resolved). A check that does not apply to a study has no card.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from nfnet_ray.wording import agree, count, decimal, in_a_row, in_points, percen
 
 Status = Literal["good", "look", "bad"]
 
-# Spearman's, of normal variates: where Kendall's tau is 0.2, below which BOHB's users move the first rung later, as
-# NePS' documentation quotes them.
+# Spearman's correlation of normal variates for a Kendall's tau of 0.2. Below this, BOHB's users move the first rung to
+# a later epoch, as quoted in NePS' documentation.
 DISAGREEMENT = 0.3
-# Where Kendall's tau is 0.5: three of four pairs of trials are in the same order.
+# Spearman's correlation for a Kendall's tau of 0.5, at which three of four pairs of trials are in the same order.
 DOUBT = 0.7
-# With fewer trials a correlation below DOUBT is common by chance.
+# With fewer trials, a correlation below DOUBT is common by chance.
 LEAST_TRIALS = 5
-# Shares of trials that diverged or failed: more than a fifth narrows the space that was really searched, and where more
-# than half are lost it is the wrong one.
+# Shares of trials that diverged or failed. If more than a fifth are lost, the space that was really searched is
+# narrower than intended; if more than half are lost, it is the wrong space.
 SOME_LOST, MANY_LOST = 0.2, 0.5
-# A range's optimum is at its edge in the outer twentieth, of the logarithm where the range is logarithmic.
+# An optimum is at the edge of a range if it lies in the outer twentieth, on a logarithmic scale if the range has one.
 EDGE = 0.05
 
 
 @dataclass(frozen=True)
 class HealthCard:
-    """One check of a study.
+    """The result of one check of a study.
 
     Attributes:
-        name: of the check: ``edge of the space``.
-        sentence: what was found.
-        command: the next step, to copy; empty if there is nothing to do.
+        name: the name of the check, such as ``edge of the space``.
+        sentence: the finding.
+        command: a command for the next step; empty if there is nothing to do.
     """
 
     name: str
@@ -63,12 +63,12 @@ class HealthCard:
 
 
 def health_cards(record: StudyRecord) -> list[HealthCard]:
-    """The cards of a study, the bad ones first. None of a single training, and none before a trial has ended."""
+    """Returns the cards of a study, the bad ones first; none for a single training or before a trial has ended."""
     if not record.fields or not len(record.trials):
         return []
     if (
         "schedule.epochs" in record.fields
-    ):  # its question is time at equal accuracy, not which setting is best
+    ):  # a study of budgets asks about time at equal accuracy, and not which setting is best
         return list(_lost(record))
     answers = best_per_stratum(record)
     cards = [
@@ -84,7 +84,7 @@ def health_cards(record: StudyRecord) -> list[HealthCard]:
 
 
 def health_lines(cards: list[HealthCard]) -> list[tuple[str, str]]:
-    """(sentences, command to copy or nothing) for a terminal: each card that is not good, or that nothing looks wrong.
+    """Returns (sentence, command or empty) for a terminal: each card that is not good, or one line if all are.
 
     The sentences begin with the status and the name of the check: ``LOOK, edge of the space: …``
     """
@@ -99,9 +99,9 @@ def health_lines(cards: list[HealthCard]) -> list[tuple[str, str]]:
 
 
 def _edges(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[HealthCard]:
-    """A card for the first field whose best value is the outermost one that was tried, once all trials have ended.
+    """Yields a card for the first field whose best value is the outermost one tried, once all trials have ended.
 
-    Not for a condition: each of its values has a best setting of its own, so the outermost ones always have one.
+    Conditions are not checked: each of their values has its own best setting, so the outermost ones always have one.
     """
     if not record.trials["state"].isin(ENDED).all():
         return
@@ -117,7 +117,7 @@ def _edges(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Heal
         checked = checked or _has_edges(tried)
         if not edges:
             continue
-        edge = max(edges, key=edges.count)  # strata may have both: the one that more of them have
+        edge = max(edges, key=edges.count)  # strata may have different edges; this is the one of most strata
         side = "smallest" if edge == "low" else "largest"
         where = "" if len(answers) == 1 else f" in {edges.count(edge)} of {len(answers)} strata"
         said = f"The best {record.names.get(field, field)} is the {side} that was tried{where}"
@@ -149,7 +149,7 @@ def _edges(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Heal
 
 
 def _tried(record: StudyRecord, field: str, domain: Any) -> Any:
-    """The domain with those of its listed values that a trial has: ``--trials`` runs the first settings alone."""
+    """Returns the domain with the listed values that were tried, as ``--trials`` runs only the first settings."""
     if not isinstance(domain, tuple):
         return domain
     had = list(record.trials[field])
@@ -157,7 +157,7 @@ def _tried(record: StudyRecord, field: str, domain: Any) -> Any:
 
 
 def _untried_beyond(domain: Any, tried: Any, edge: Literal["low", "high"]) -> list[float]:
-    """The listed numbers that no trial has and that lie beyond this edge of those that were tried."""
+    """Returns the listed numbers that no trial has and that lie beyond this edge of the tried values."""
     if not isinstance(domain, tuple):
         return []
     numbers = _numbers(tried)
@@ -167,13 +167,13 @@ def _untried_beyond(domain: Any, tried: Any, edge: Literal["low", "high"]) -> li
 
 
 def _settings_of_grid(space: Mapping[str, Any]) -> int:
-    """The number of settings in a whole space, at most: where a condition does not hold there are fewer."""
+    """Returns the number of settings in a whole space, an upper bound if there are conditional fields."""
     domains = (unconditional(domain_from_json(described)) for described in space.values())
     return math.prod(len(domain) for domain in domains if isinstance(domain, tuple))
 
 
 def _under(domain: Domain, wider: Any) -> Domain:
-    """The wider domain under the conditions of the one that it was made from."""
+    """Puts the wider domain under the conditions of the original one."""
     return replace(domain, domain=_under(domain.domain, wider)) if isinstance(domain, When) else wider
 
 
@@ -198,7 +198,7 @@ def _edge(domain: Any, value: Any) -> Literal["low", "high"] | None:
 
 
 def _wider(record: StudyRecord, field: str, domain: Any, edge: Literal["low", "high"]) -> Any:
-    """The domain with one more step beyond the edge; None if the field has no such value: a dropout below 0."""
+    """Returns the domain with one more step beyond the edge; None if the field does not allow such a value."""
     if isinstance(domain, Range):
         step = domain.high / domain.low if domain.log else domain.high - domain.low
         low, high = domain.low, domain.high
@@ -228,7 +228,7 @@ def _wider(record: StudyRecord, field: str, domain: Any, edge: Literal["low", "h
 
 
 def _effect(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[HealthCard]:
-    """Whether the values of the field in question differ by more than luck, in any stratum."""
+    """Checks whether the values of the field in question differ by more than chance, in any stratum."""
     compared = [answer for answer in answers if len(_values(record, answer)) > 1]
     if not compared or not record.trials["state"].isin(ENDED).all():
         return
@@ -256,25 +256,25 @@ def _effect(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Hea
         if not all(found.covers_seeds for _, found in others):
             rest += f", with {spread_words(record)}"
         said += f": its best value {rest}"
-        if len(set(record.fields) - set(record.conditions)) > 1:  # elsewhere in the space there may be one
+        if len(set(record.fields) - set(record.conditions)) > 1:  # an effect may exist elsewhere in the space
             said = f"Where the other fields are at their best, the best {asked} {rest}"
     yield HealthCard("effect", "look", f"{said}.", _extend(record, "--seeds", f"{max(3, 2 * seeds)},all"))
 
 
 def _values(record: StudyRecord, answer: BestSetting) -> set[Any]:
-    """The values of the field in question in the stratum of an answer, also those without a comparable trial."""
+    """Returns the values of the field in question in an answer's stratum, also those without a comparable trial."""
     return {point[record.fields[0]] for point in _points(record, answer)}
 
 
 def _points(record: StudyRecord, answer: BestSetting) -> list[dict[Hashable, Any]]:
-    """The points of the trials in the stratum of an answer."""
+    """Returns the points of the trials in the stratum of an answer."""
     points = record.trials[list(record.fields)].to_dict("records")
     at = {condition: answer.best.point[condition] for condition in record.conditions}
     return [point for point in points if all(point[field] == value for field, value in at.items())]
 
 
 def _diverged(record: StudyRecord, answer: BestSetting) -> bool:
-    """Whether all trials with a value of the field in question diverged, in the stratum of an answer."""
+    """Whether all trials with some value of the field in question diverged, in the stratum of an answer."""
     asked = record.fields[0]
     at = {condition: answer.best.point[condition] for condition in record.conditions}
     states: dict[Any, set[str]] = {}
@@ -285,10 +285,10 @@ def _diverged(record: StudyRecord, answer: BestSetting) -> bool:
 
 
 def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
-    """Whether the order at the first rung is that at the end, over the trials that finished.
+    """Checks whether the order at the first rung agrees with that at the end, over the trials that finished.
 
-    Only where each stratum has enough of them: of three, which the default rule leaves, any order is likely. Further
-    seeds of contenders pass no rung.
+    There is a card only if each stratum has enough trials: for the three that the default rule leaves, any order is
+    likely. Further seeds of contenders pass no rung.
     """
     finished = record.trials[record.trials["state"] == "finished"]
     finished = finished[~finished["trial"].isin(record.further)]
@@ -298,7 +298,7 @@ def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
     first = next((rung for rung in rung_summaries(record) if rung.given_up), None)
     if first is None or math.isnan(first.correlation.value):
         return
-    # Of those alone that were let through it would be low, however well the rung predicts.
+    # Over the promoted trials alone the correlation would be low, however well the rung predicts.
     found = first.among_all
     how = (
         f"Spearman's rank correlation {decimal(found.value, 2)}, 95% interval {decimal(found.low, 2)} to "
@@ -319,7 +319,7 @@ def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
 
 
 def _lost(record: StudyRecord) -> Iterator[HealthCard]:
-    """Whether many trials diverged or failed."""
+    """Checks whether many trials diverged or failed."""
     states = record.trials["state"]
     ended = int(states.isin(ENDED).sum())
     is_lost = states.isin(LOST)
@@ -366,7 +366,7 @@ def _lost(record: StudyRecord) -> Iterator[HealthCard]:
 
 
 def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[HealthCard]:
-    """Whether the best setting is better than the values that the study's Recipe, or its model, comes with."""
+    """Checks whether the best setting is better than the default values of the study's Recipe or its model."""
     if not record.trials["state"].isin(ENDED).all():
         return
     try:
@@ -377,7 +377,7 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
     met, assumed = False, ""
     for answer in answers:
         fields = [field for field in answer.best.point if field not in record.conditions]
-        if all(point == answer.best.point for point in _points(record, answer)):  # nothing could beat it
+        if all(point == answer.best.point for point in _points(record, answer)):  # no other setting exists
             continue
 
         def is_own(point: Any, fields: list[str] = fields) -> bool:
@@ -389,7 +389,7 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
         own = next((found for found in answer.contrasts if is_own(found.other.point)), None)
         if own is None:
             continue
-        in_reruns = own.rests_on != "sweep"  # by which the best one was not chosen
+        in_reruns = own.rests_on != "sweep"  # the best one was not chosen by its reruns
         test = behind_test(record, answer, own.other)
         told = answer.verdict == "better" or (own.kind == "better" if in_reruns else test.is_told)
         low, high = answer.over_seeds(own)
@@ -420,12 +420,12 @@ def _not_beaten(record: StudyRecord, answer: BestSetting, said: str) -> HealthCa
 
 
 def _stopping(record: StudyRecord) -> Iterator[HealthCard]:
-    """Whether the default early stopping would have kept the winner; of a study that ran without."""
+    """Checks whether the default early stopping would have kept the winner, for a study without early stopping."""
     if record.study["halving"] is not None or record.epochs.empty:
         return
     try:
         pool = Pool.of(record)
-        if pool.left_out:  # it has trials to come
+        if pool.left_out:  # some trials have yet to run
             return
         (trained,) = pool.halved(Halving(), [random.Random(0)])
     except UserError:
@@ -455,9 +455,9 @@ def _stopping(record: StudyRecord) -> Iterator[HealthCard]:
 
 
 def _extend_space(record: StudyRecord, field: str, domain: Domain) -> str:
-    """The command that gives the study another domain of a field, and all settings of the space that it then has.
+    """Returns the command that changes the domain of a field and runs all settings of the resulting space.
 
-    One that has all of its settings, or whose search draws them, need not be told how many.
+    If the study has all settings of its space, or if its search draws them, the command does not give their number.
     """
     space, settings = record.study["space"], int((record.trials["seed"] == record.study["seeds"][0]).sum())
     is_whole = "search" in record.study or settings >= _settings_of_grid(space)
@@ -467,5 +467,5 @@ def _extend_space(record: StudyRecord, field: str, domain: Domain) -> str:
 
 
 def _extend(record: StudyRecord, *arguments: str) -> str:
-    """``python studies/agc_sweep.py --extend NAME …``, with the study's ``--storage``; empty for one from Python."""
+    """Returns ``python studies/agc_sweep.py --extend NAME …``, with ``--storage``; a call for a study from Python."""
     return command_with(record, ["--extend", record.study["name"], *arguments])

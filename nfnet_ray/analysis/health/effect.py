@@ -1,4 +1,4 @@
-"""Whether the values of the field in question differ by more than luck, and a setting is behind the best by more."""
+"""Tests whether values of the field in question differ by more than chance, or a setting is worse than the best."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.analysis.verdict import Contrast
 
 LEVEL = 0.05
-"""The chance that a study is said to have an effect that it has not."""
+"""The probability of reporting an effect that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class HypothesisTest:
     """The result of a test of the hypothesis that nothing differs.
 
     Attributes:
-        p_value: the smallest one times the number of tests (Bonferroni), at most 1.
+        p_value: the smallest p value times the number of tests (Bonferroni), at most 1.
         assumes_spread: whether single seeds were compared, with an assumed spread between seeds.
     """
 
@@ -36,20 +36,21 @@ class HypothesisTest:
 
     @property
     def is_told(self) -> bool:
-        """Whether something differs by more than luck."""
+        """Whether the difference is larger than chance explains."""
         return self.p_value < LEVEL
 
 
 def is_compared_by_itself(record: StudyRecord) -> bool:
     """Whether the accuracies of single settings show the effect of the field in question.
 
-    They do where settings under the same conditions differ in that field alone, and where a study is a list of points.
+    This is the case if settings under the same conditions differ only in that field, and if the study is a list of
+    points.
     """
     return "points" in record.study or len(set(record.fields) - set(record.conditions)) == 1
 
 
 def others_by_value(record: StudyRecord, answer: BestSetting) -> list[Contrast]:
-    """The best setting compared with the best one of each other value of the field in question."""
+    """Returns comparisons of the best setting with the best one of each other value of the field in question."""
     asked = record.fields[0]
     best: dict[Any, Contrast] = {}
     for found in answer.contrasts:  # best first
@@ -59,9 +60,9 @@ def others_by_value(record: StudyRecord, answer: BestSetting) -> list[Contrast]:
 
 
 def effect_test(record: StudyRecord, answers: Sequence[BestSetting]) -> HypothesisTest:
-    """Of the field in question: whether some of its values, under any of the conditions, differ in their accuracy.
+    """Tests whether values of the field in question, under any of the conditions, differ in their accuracy.
 
-    Settings that differ in other fields too are compared by what the field explains beside those, alone or together
+    If settings differ in other fields, too, the test uses what the field explains beside those, alone or in interaction
     with one of them.
     """
     if not is_compared_by_itself(record):
@@ -70,7 +71,7 @@ def effect_test(record: StudyRecord, answers: Sequence[BestSetting]) -> Hypothes
 
 
 def behind_test(record: StudyRecord, answer: BestSetting, other: SettingResult) -> HypothesisTest:
-    """Of a setting that was named beforehand: whether the best one is better than it, though it was chosen."""
+    """Tests whether the best setting is better than one that was named in advance, although the best one was chosen."""
     results = [answer.best, *(found.other for found in answer.contrasts)]
     return _test(record, results, results.index(other))
 
@@ -83,7 +84,7 @@ def _smallest(tests: Sequence[HypothesisTest]) -> HypothesisTest:
 
 
 def _explained(record: StudyRecord) -> list[float]:
-    """The p values of the field in question at both stages of :func:`importance`, and with each other field."""
+    """Returns the p values of the field in question at both stages of :func:`importance`, and with each other field."""
     asked = record.fields[0]
     alone, pairs = importance(record), pairwise_effects(record)
     mine = pairs[(pairs["field_a"] == asked) | (pairs["field_b"] == asked)]
@@ -92,11 +93,11 @@ def _explained(record: StudyRecord) -> list[float]:
 
 
 def _leads(record: StudyRecord, answer: BestSetting) -> Iterator[HypothesisTest]:
-    """Of the settings under one condition: at the end, with their first seeds, and where some were given up."""
+    """Yields the tests under one condition: at the end, with first seeds, and where settings were given up."""
     results = [answer.best, *(found.other for found in others_by_value(record, answer))]
     if len(results) > 1:
         yield _test(record, results)
-    if "points" in record.study:  # elsewhere settings may differ in other fields
+    if "points" in record.study:  # in other studies, settings may differ in other fields
         return
     if answer.dropped:
         first = replace(record, trials=record.trials[~record.trials["trial"].isin(record.further)])

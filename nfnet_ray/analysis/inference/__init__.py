@@ -1,1 +1,1 @@
-"""Statistics of accuracies: intervals, comparisons, selection and power; pure functions of numbers and bits."""
+"""Statistics of accuracies (intervals, comparisons, selection and power) as pure functions of numbers and bits."""

@@ -1,9 +1,10 @@
-"""Whether the best of several settings would be as far ahead of another one if all of them were equal.
+"""Tests whether the lead of the best setting is larger than it would be by chance if all settings were equal.
 
-The best of several equal settings is ahead of each other one by luck, and furthest ahead of the one that had least.
-Compared with that one as if the two had been named beforehand, the best of six equal settings is better in 27 to 39% of
-studies at a level of 5%. So the lead is compared with the leads in studies of equal settings, with the same noise: for
-settings with independent noise of one size that is Tukey's (1953) test of the studentised range.
+Even if several settings are equal, the best one leads by chance, and its lead is largest over the unluckiest. If the
+best of six equal settings is compared with that one as if the two had been named in advance, it is found better in 27
+to 39% of studies at a level of 5%. The lead is therefore compared with the leads in simulated studies of equal settings
+with the same noise. For settings with independent noise of equal size, this is Tukey's (1953) test of the studentised
+range.
 """
 
 from __future__ import annotations
@@ -16,32 +17,33 @@ from nfnet_ray.analysis.inference.paired import Floats
 from nfnet_ray.analysis.inference.selection import Noise
 
 DRAWS = 4000
-"""Studies that are drawn. The standard error of a p value of 5% is 0.3%."""
+"""The number of simulated studies. The standard error of a p value of 5% is then 0.3%."""
 
 _MOST_TOGETHER = 500
-"""Settings up to which the covariances of the images are drawn: the time grows with the third power. Of more, each has
-what is its own, and what all share on average is left out, which moves no difference; and fewer studies are drawn."""
+"""The most settings for which the covariances of the images are simulated, as the time grows with the third power. For
+more settings, the mean covariance, which affects no difference, is subtracted from each variance, the other covariances
+are ignored, and fewer studies are simulated."""
 _FEWEST_DRAWS = 400
-"""The standard error of a p value of 5% is then 1%."""
+"""The fewest simulated studies. The standard error of a p value of 5% is then 1%."""
 
 _KNOWN = 1e6
-"""Degrees of freedom of a variance that is assumed, and not estimated."""
+"""The degrees of freedom of a variance that is assumed rather than estimated."""
 
 
 def with_assumed_spread(noise: Noise, spread: float) -> Noise:
-    """The noise of settings with a single seed, and a spread between seeds: a standard deviation, a fraction."""
+    """Returns the noise of single-seed settings with an assumed standard deviation between seeds, a fraction."""
     return replace(noise, seeds=np.full(len(noise.seeds), spread**2), freedom=_KNOWN)
 
 
 def chance_of_lead(accuracies: Floats, noise: Noise, rival: int | None = None) -> float:
-    """How often the best of S equal settings is as far ahead of any other one as here: a p value.
+    """Returns how often the best of S equal settings leads another one by as much as observed: a p value.
 
-    A lead is measured in its own standard errors, which each study that is drawn estimates anew.
+    A lead is measured in its own standard errors, which each simulated study estimates anew.
 
     Args:
-        accuracies: (S,) of the settings, fractions.
-        noise: how far they would move.
-        rival: the number of a setting that was named beforehand; None for whichever is furthest behind.
+        accuracies: (S,) the accuracies of the settings, fractions.
+        noise: the noise of the accuracies.
+        rival: the index of a setting that was named in advance; None for the one with the largest lead over it.
     """
     settings = len(accuracies)
     if settings < 2 or int(np.argmax(accuracies)) == rival:
@@ -70,9 +72,9 @@ class _Gaps:
     """The noise of the differences between settings.
 
     Attributes:
-        own: (S,) the variance of each for the draw of images.
-        together: (S, S) their covariances; None where they count as 0.
-        seeds: (S,) the variance of each for the draw of seeds.
+        own: (S,) the variance of each setting for the draw of images.
+        together: (S, S) the covariances of the settings; None if they count as 0.
+        seeds: (S,) the variance of each setting for the draw of seeds.
     """
 
     own: Floats
@@ -80,11 +82,11 @@ class _Gaps:
     seeds: Floats
 
     def in_errors(self, accuracies: Floats, estimated: Floats, rival: int | None) -> Floats:
-        """(draws,) the lead of the best, over the rival or the one with the largest lead, in standard errors.
+        """Returns (draws,) the lead of the best over the rival, or the largest lead, in standard errors.
 
         Args:
-            accuracies: (draws, S).
-            estimated: (draws,) the variance of seeds that each study shows, in units of the true one.
+            accuracies: (draws, S) the accuracies in each simulated study.
+            estimated: (draws,) the estimated variance of seeds in each study, in units of the true one.
         """
         best = accuracies.argmax(axis=1)
         behind = accuracies.max(axis=1)[:, None] - accuracies

@@ -1,25 +1,27 @@
-"""Intervals of accuracies and of their differences that know which image each trial had right.
+"""Intervals of accuracies and of their differences, from the correctness of each trial on each image.
 
-Trials are evaluated on the same images and err mostly on the same ones, so the difference of two of them is measured
-image by image: what makes an image hard for both cancels. Three things vary from one measurement to the next:
+Trials are evaluated on the same images and share most of their errors. The difference of two trials is therefore
+measured image by image, so that the difficulty of an image for both cancels. Three sources of variation are
+distinguished:
 
 * the *images*: another draw of validation images would contain harder or easier ones for a setting (sampling variance),
-* the *seeds*: another seed moves a setting's accuracy on all images (seed variance),
-* both at once: which images a network gets right by luck, another draw with each image and each seed (interaction).
+* the *seeds*: another seed changes a setting's accuracy on all images (seed variance),
+* both at once: the images that a network gets right by chance, which differ with each image and each seed
+  (interaction).
 
-With the bits of each seed and image they are told apart as in any table of two crossed factors (Searle, Casella &
-McCulloch 1992, *Variance Components*, chapter 4). The mean squares over seeds contain the interaction, so the part of
-the images is taken without it: added to each other as they are, they would count it twice.
+The bits of each seed and image separate these sources, as in any table of two crossed factors (Searle, Casella &
+McCulloch 1992, *Variance Components*, chapter 4). The mean squares over seeds contain the interaction, so it is
+subtracted from the images' part. Otherwise it would be counted twice.
 
-Of a difference the half-widths of the two parts are added in squares (MOVER: Zou & Donner 2008, equation 4): 1.96
+For a difference, the half-widths of the two parts are added in squares (MOVER: Zou & Donner 2008, equation 4): 1.96
 standard errors for the images, Student's t for the seeds. With 2 to 5 seeds and a spread of 0 to 1 point this covers
-94.7 to 97.5% in simulation (``benchmarks/coverage.py``). A percentile bootstrap over images and seeds does not: where
-the spread between seeds dominates it covered 71, 82 and 89% with 2, 3 and 5 seeds (of two seeds it draws one twice in
-half of its samples), and where there is none 99%, as it counts the interaction twice. Satterthwaite's (1946) degrees of
-freedom for the sum of the parts covered as little as 92%. A single setting, whose spread has half the degrees of
-freedom, needs both: :func:`nfnet_ray.analysis.inference.intervals.setting_half_width`.
+94.7 to 97.5% in simulation (``benchmarks/coverage.py``). A percentile bootstrap over images and seeds is less accurate.
+If the spread between seeds dominates, it covered 71, 82 and 89% with 2, 3 and 5 seeds (of two seeds it draws one twice
+in half of its samples), and without any spread 99%, because it counts the interaction twice. Satterthwaite's (1946)
+degrees of freedom for the sum of the parts covered as little as 92%. A single setting, whose spread has half the
+degrees of freedom, needs both methods: :func:`nfnet_ray.analysis.inference.intervals.setting_half_width`.
 
-All functions of moments take any number of leading axes, of many simulated studies at once.
+All functions of moments accept any number of leading axes, for many simulated studies at once.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from nfnet_ray.analysis.inference.intervals import (
     wilson_bounds,
 )
 
-# Two-sided level at which an F test has to tell two spreads apart before each is given a value of its own.
+# The two-sided level of the F test that decides whether two settings have separate spreads.
 _SPREADS_DIFFER = 0.10
 
 Bits = NDArray[np.bool_]
@@ -47,12 +49,12 @@ Bits = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Moments:
-    """Everything that intervals need of the bits of T trials.
+    """The statistics of the bits of T trials that intervals need.
 
     Attributes:
         mean: (…, T) the accuracy of each trial, a fraction.
-        covariance: (…, T, T) over images, of two trials' bits (divided by ``images - 1``).
-        images: on how many images each was measured.
+        covariance: (…, T, T) the covariance of two trials' bits over images (divided by ``images - 1``).
+        images: the number of images on which each trial was measured.
     """
 
     mean: Floats
@@ -61,7 +63,7 @@ class Moments:
 
     @staticmethod
     def of(bits: Bits) -> Moments:
-        """Those of bits of shape (T, images)."""
+        """Returns the moments of bits of shape (T, images)."""
         _trials, images = bits.shape
         values = bits.astype(np.float32)
         mean = bits.mean(axis=1)
@@ -70,7 +72,7 @@ class Moments:
         return Moments(mean, (both - np.outer(mean, mean)) * images / max(images - 1, 1), images)
 
     def only(self, trials: Sequence[int]) -> Moments:
-        """Those of some of the trials."""
+        """Returns the moments of some of the trials."""
         chosen = np.asarray(trials)
         return Moments(
             self.mean[..., chosen], self.covariance[..., chosen[:, None], chosen[None, :]], self.images
@@ -79,14 +81,15 @@ class Moments:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the variance of one setting's mean, or of the difference of two, is made of. Each has shape (…).
+    """The parts of the variance of one setting's mean, or of the difference of two. Each has shape (…).
 
     Attributes:
         value: the mean accuracy or the difference, a fraction.
-        images: squared standard error for the draw of images alone, without the interaction.
-        seeds: squared standard error by the mean squares over seeds, interaction included; 0 of single seeds.
+        images: the squared standard error for the draw of images alone, without the interaction.
+        seeds: the squared standard error from the mean squares over seeds, including the interaction; 0 for single
+            seeds.
         freedom: degrees of freedom of ``seeds``.
-        is_difference: whether it is the difference of two settings.
+        is_difference: whether ``value`` is the difference of two settings.
     """
 
     value: Floats
@@ -96,7 +99,7 @@ class Parts:
     is_difference: bool = False
 
     def half_width(self, confidence: float | Floats = 0.95) -> Floats:
-        """Half the width of the interval of this confidence."""
+        """Returns half the width of the interval of this confidence."""
         from scipy.special import ndtri, stdtrit  # takes a while to import
 
         quantile = (1 + np.asarray(confidence)) / 2
@@ -108,14 +111,14 @@ class Parts:
         return np.asarray(np.sqrt(ndtri(quantile) ** 2 * self.images + of_seeds**2 * self.seeds))
 
     def probability_above_zero(self) -> Floats:
-        """How probable it is that the true value is above 0: one bound of an interval is there.
+        """Returns the probability that the true value is above 0, at which one bound of an interval is 0.
 
-        It is the posterior probability under a flat prior, and above 97.5% just where the 95% interval lies above it.
+        This is the posterior probability under a flat prior. It exceeds 97.5% exactly if the 95% interval lies above 0.
         """
         from scipy.special import ndtr
 
         distance = np.asarray(self.value)
-        if self.is_difference and not np.any(self.seeds):  # of images alone it is that of a normal variate
+        if self.is_difference and not np.any(self.seeds):  # for images alone, the normal distribution applies
             with np.errstate(divide="ignore", invalid="ignore"):
                 errors = np.where(distance == 0, 0.0, distance / np.sqrt(self.images))
             return np.asarray(ndtr(errors))
@@ -128,7 +131,7 @@ class Parts:
 
 
 def setting_parts(moments: Moments) -> Parts:
-    """Of the accuracy of one setting, whose seeds the trials are."""
+    """Returns the parts of the accuracy of one setting, whose seeds are the trials."""
     seeds = moments.mean.shape[-1]
     value = moments.mean.mean(axis=-1)
     if seeds == 1:
@@ -141,27 +144,28 @@ def setting_parts(moments: Moments) -> Parts:
 
 
 def difference_parts(moments: Moments, seeds_a: int, *, one_spread: bool = False) -> Parts:
-    """Of the accuracy of setting a less that of setting b; the first ``seeds_a`` trials are a's seeds, the others b's.
+    """Returns the parts of the accuracy of a minus b; the first ``seeds_a`` trials are a's seeds, the others b's.
 
-    If either has a single seed, the images alone are covered. The spread between seeds is taken to be the same for
-    both, with ``seeds_a + seeds_b - 2`` degrees of freedom, unless each has three seeds and an F test tells the spreads
-    apart: then each has its own (Welch 1947). With two seeds each Welch's interval covers 98%; the price of one spread
-    is that it covers 88% where one setting has a spread of 1 point and the other has none (93% with three seeds).
+    If either has a single seed, only the images are covered. Both settings are assumed to have the same spread between
+    seeds, with ``seeds_a + seeds_b - 2`` degrees of freedom, unless each has at least three seeds and an F test finds
+    different spreads; then each has its own (Welch 1947). With two seeds each, Welch's interval covers 98%. The price
+    of a common spread is a coverage of 88% if one setting has a spread of 1 point and the other has none (93% with
+    three seeds).
 
     Args:
-        one_spread: of one setting with a single seed, that its seeds spread as those of the other do, so that seeds are
-            covered, too.
+        one_spread: whether a setting with a single seed is assumed to have the other's spread between seeds, so that
+            the parts cover seeds, too.
     """
     trials = moments.mean.shape[-1]
     seeds_b = trials - seeds_a
     weights = np.r_[np.full(seeds_a, 1 / seeds_a), np.full(seeds_b, -1 / seeds_b)]
     value = moments.mean @ weights
-    # Of one seed each it is the number of images that just one of them has right, less the squared difference.
+    # With one seed each, this is the number of images that only one of them has right, minus the squared difference.
     images = np.einsum("...ij,i,j->...", moments.covariance, weights, weights) / moments.images
     if max(seeds_a, seeds_b) > 1 and min(seeds_a, seeds_b) == 1 and one_spread:
         several = moments.only(range(seeds_a) if seeds_a > 1 else range(1, trials))
         seeds = several.mean.shape[-1]
-        # What each seed gets right by luck is 1 / seeds of that of a single one.
+        # The chance part of a mean over seeds is 1 / seeds of that of a single seed.
         images = np.maximum(images - interaction(several) * (1 + seeds), 0.0)
         squares = several.mean.var(axis=-1, ddof=1) * (1 / seeds + 1)
         return Parts(value, images, squares, np.full_like(value, seeds - 1.0), is_difference=True)
@@ -177,9 +181,9 @@ def difference_parts(moments: Moments, seeds_a: int, *, one_spread: bool = False
 
 
 def interaction(moments: Moments) -> Floats:
-    """The squared standard error of a setting's mean for what each seed and image draw anew; its seeds are two or more.
+    """Returns the squared standard error of a setting's mean due to the interaction of at least two seeds and images.
 
-    It is the mean variance of a seed over images less the mean covariance of two seeds, divided by images and seeds.
+    This is the mean variance of a seed over images minus the mean covariance of two seeds, divided by images and seeds.
     """
     seeds = moments.mean.shape[-1]
     own = np.trace(moments.covariance, axis1=-2, axis2=-1)
@@ -188,7 +192,7 @@ def interaction(moments: Moments) -> Floats:
 
 
 def both_seeds(spread_a: Floats, spread_b: Floats, seeds_a: int, seeds_b: int) -> tuple[Floats, Floats]:
-    """(squared standard error, degrees of freedom) of the seeds of two settings, from their variances over seeds."""
+    """Returns (squared standard error, degrees of freedom) for the seeds of two settings, from their variances."""
     from scipy.special import fdtrc
 
     free_a, free_b = seeds_a - 1, seeds_b - 1
@@ -204,10 +208,11 @@ def both_seeds(spread_a: Floats, spread_b: Floats, seeds_a: int, seeds_b: int) -
 
 
 def setting_interval(moments: Moments) -> tuple[Floats, Floats]:
-    """95% interval of a setting's accuracy, whose seeds the trials are: (low, high), each (…).
+    """Returns the 95% interval of the accuracy of a setting whose seeds are the trials: (low, high), each (…).
 
-    Of a single seed it is Wilson's, for the draw of the images. Of several it covers images and seeds; the images' part
-    has Wilson's shape, for as many images as have the standard error that the bits show.
+    For a single seed this is Wilson's interval over the draw of images. For several seeds it covers images and seeds.
+    The images' part then has the shape of Wilson's interval, for the number of images that would have the standard
+    error which the bits show.
     """
     parts, images = setting_parts(moments), float(moments.images)
     if moments.mean.shape[-1] == 1:
@@ -222,24 +227,25 @@ def setting_interval(moments: Moments) -> tuple[Floats, Floats]:
 
 
 def paired_accuracy_interval(bits: Bits) -> tuple[float, float]:
-    """95% interval of a setting's accuracy, from the bits of its seeds, (seeds, images): :func:`setting_interval`."""
+    """Returns the 95% interval of a setting's accuracy from the bits of its seeds, (seeds, images)."""
     low, high = setting_interval(Moments.of(bits))
     return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Setting a less setting b, image by image.
+    """The difference of setting a minus setting b, measured image by image.
 
     Attributes:
-        value: difference of the mean accuracies, a fraction.
-        low, high: its 95% interval, over ``covers``.
+        value: the difference of the mean accuracies, a fraction.
+        low, high: the 95% interval of the difference, over ``covers``.
         covers: ``images``, or ``seeds and images``.
-        disagreement: share of the images that a trial of a and one of b judge differently, the mean over their pairs.
-        p_value: of McNemar's exact test; None of several seeds, for which there is no such test.
-        probability: how probable it is that a is better than b, see :meth:`Parts.probability_above_zero`.
-        parts: what its variance is made of.
-        interaction: the part that each seed and image draw anew, a squared standard error; 0 of single seeds.
+        disagreement: the share of the images that only one of a trial of a and a trial of b has right, the mean over
+            pairs.
+        p_value: the p value of McNemar's exact test; None for several seeds, for which there is no such test.
+        probability: the probability that a is better than b, see :meth:`Parts.probability_above_zero`.
+        parts: the parts of its variance.
+        interaction: the part due to the interaction of seeds and images, a squared standard error; 0 for single seeds.
     """
 
     value: float
@@ -254,13 +260,13 @@ class PairedDifference:
 
 
 def paired_difference(a: Bits, b: Bits, *, one_spread: bool = False) -> PairedDifference:
-    """Compares two settings by the bits of their seeds, (seeds, images) each, on the same images in the same order.
+    """Compares two settings by the bits of their seeds, (seeds, images) each, for the same images in the same order.
 
-    ``one_spread`` is that of :func:`difference_parts`.
+    ``one_spread`` is explained in :func:`difference_parts`.
 
-    With one seed each the interval is that of Bonett & Price (2012, equation 8), which adds two images on which the
-    two differ, one each way; its coverage is 93 to 97% where 20 images or more are judged differently, and above where
-    fewer are (``tests/dashboards/test_paired.py`` adds it up exactly).
+    With one seed each, the interval is that of Bonett & Price (2012, equation 8), which adds two images on which the
+    two differ, one each way. Its coverage is 93 to 97% if the trials disagree on at least 20 images, and higher if they
+    disagree on fewer (``tests/dashboards/test_paired.py`` computes it exactly).
     """
     several = covers_seeds(len(a), len(b), one_spread=one_spread)
     p_value: float | None = None
@@ -295,12 +301,12 @@ def paired_difference(a: Bits, b: Bits, *, one_spread: bool = False) -> PairedDi
 
 
 def covers_seeds(seeds_a: int, seeds_b: int, *, one_spread: bool = False) -> bool:
-    """Whether a comparison of two settings covers their seeds: each has two or more, or their spread is the same."""
+    """Whether a comparison of two settings covers their seeds: both have at least two, or they share one spread."""
     return min(seeds_a, seeds_b) > 1 or (one_spread and max(seeds_a, seeds_b) > 1)
 
 
 def bonett_price(only_a: NDArray[Any], only_b: NDArray[Any], images: int) -> Parts:
-    """Of the difference of one trial each, from how many images just one of them has right; of any shape."""
+    """Returns the parts of the difference of one trial each, from the numbers of images that only one has right."""
     shares = (only_a + 1) / (images + 2), (only_b + 1) / (images + 2)
     value = shares[0] - shares[1]
     variance = (shares[0] + shares[1] - value**2) / (images + 2)
@@ -308,8 +314,8 @@ def bonett_price(only_a: NDArray[Any], only_b: NDArray[Any], images: int) -> Par
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """The two-sided p value of McNemar's exact test, from how many images just one of two trials has right."""
+    """Returns McNemar's exact two-sided p value, from the numbers of images that only one trial has right."""
     from scipy.special import bdtr  # scipy.stats takes a second to import
 
-    # Both tails of a symmetric distribution; the middle belongs to both.
+    # Both tails of a symmetric distribution, each of which includes the middle.
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))

@@ -1,8 +1,8 @@
-"""Which differences a design can tell, and what it would take to tell smaller ones.
+"""Computes which differences a design can detect, and what would be needed to detect smaller ones.
 
-A design tells a difference if, in 80% of studies in which the difference is there, the 95% interval of two settings
-excludes 0. What it depends on: on how many images two trials judge differently, the spread between seeds, the number of
-images and of seeds.
+A design detects a difference if the 95% interval of two settings excludes 0 in 80% of the studies in which the
+difference exists. This depends on the share of images on which two trials disagree, on the spread between seeds, and on
+the numbers of images and seeds.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from nfnet_ray.analysis.inference.intervals import Z_95
 from nfnet_ray.analysis.inference.paired import Floats, both_seeds
 
 POWER = 0.8
-"""Share of studies in which a difference that is there is to be told."""
+"""The share of studies in which an existing difference should be detected."""
 _SPREADS = 40
-"""Quantiles of the spread between seeds that each setting may show, over which the power is averaged."""
+"""The number of quantiles of the spread between seeds that a setting may show, over which the power is averaged."""
 _VARIANCES = 30
-"""Quantiles of an estimated variance between seeds, over which the power is averaged too."""
+"""The number of quantiles of an estimated variance between seeds, over which the power is averaged, too."""
 MOST_SEEDS = 100
 MOST_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True)
 class PairNoise:
-    """How far the difference of two settings varies, as squared standard errors of one seed each on one image.
+    """The noise of the difference of two settings, as squared standard errors of one seed each on one image.
 
     Attributes:
-        images: for the draw of images: some are harder for one setting than for the other.
-        luck: of what each seed gets right by luck, per trial; both trials have their own.
-        seeds: variance between seeds of one setting, of its accuracy on images without end. Several values, each as
-            probable as the others, where it is only estimated.
+        images: the part for the draw of images, which may be harder for one setting than for the other.
+        luck: the part for the images that each seed gets right by chance, per trial; it is independent for both trials.
+        seeds: the variance between seeds of one setting, of its accuracy on infinitely many images. Several equally
+            probable values if it is only estimated.
     """
 
     images: float
@@ -43,27 +43,27 @@ class PairNoise:
 
     @staticmethod
     def assumed(disagreement: float, seed_spread: float) -> PairNoise:
-        """Of settings that are hardly different: what two trials judge differently is luck.
+        """Returns the noise of settings that hardly differ, whose disagreement is due to chance.
 
         Args:
-            disagreement: share of the images that two trials judge differently.
-            seed_spread: standard deviation between seeds, a fraction.
+            disagreement: the share of the images on which two trials disagree.
+            seed_spread: the standard deviation between seeds, a fraction.
         """
         return PairNoise(0.0, disagreement / 2, seed_spread**2)
 
     @staticmethod
     def measured(disagreement: float, trial_variance: float, freedom: float, luck: float) -> PairNoise:
-        """The same of settings whose variance between seeds was estimated, and is as uncertain as that says.
+        """Returns the noise of settings whose variance between seeds was estimated, including its uncertainty.
 
-        The true variance is distributed as the estimate times its degrees of freedom over chi-squared: with a flat
-        prior of its logarithm, so that power is what is promised whatever the true spread is, on average over what
-        earlier studies may show of it.
+        The true variance is distributed as the estimate times its degrees of freedom over chi-squared. This corresponds
+        to a flat prior of its logarithm, and makes the promised power hold for every true spread, on average over the
+        estimates that earlier studies may show.
 
         Args:
-            disagreement: share of the images that two trials judge differently.
-            trial_variance: of a trial's measured accuracy, between seeds.
+            disagreement: the share of the images on which two trials disagree.
+            trial_variance: the variance of a trial's measured accuracy between seeds.
             freedom: degrees of freedom of ``trial_variance``.
-            luck: the part of ``trial_variance`` that is what each seed got right by luck on those images.
+            luck: the part of ``trial_variance`` that is due to the images that each seed got right by chance.
         """
         from scipy.special import chdtri
 
@@ -74,20 +74,21 @@ class PairNoise:
 
 @dataclass(frozen=True)
 class Design:
-    """How many seeds each setting has, and on how many validation images it is measured."""
+    """The number of seeds of each setting, and the number of validation images on which it is measured."""
 
     seeds: int
     images: int
 
 
 def power(noise: PairNoise, design: Design, difference: float) -> float:
-    """The share of studies in which the design tells a difference, a fraction above 0.
+    """Returns the share of studies in which the design detects a difference, a fraction above 0.
 
-    Few seeds show a spread that is far from the true one, and the interval is as wide as that says. So the power is the
-    mean over the spreads that the two settings may show, as in the noncentral t distribution. A difference of the
-    expected half-width and 0.84 standard errors is told in 74% of studies with two or three seeds, and not in 80%.
+    With few seeds the observed spread may be far from the true one, and the width of the interval depends on the
+    observed spread. The power is therefore the mean over the spreads that the two settings may show, as in the
+    noncentral t distribution. A difference of the expected half-width plus 0.84 standard errors is detected in 74% of
+    studies with two or three seeds, and not in 80%.
 
-    With a single seed it is for the images alone: nothing is known of what another seed would change.
+    With a single seed, the power refers to the images alone, because the effect of another seed is unknown.
     """
     from scipy.special import ndtr  # scipy.stats takes a second to import
 
@@ -107,7 +108,7 @@ def power(noise: PairNoise, design: Design, difference: float) -> float:
 
 @functools.lru_cache(maxsize=MOST_SEEDS)
 def _widths_shown(seeds: int) -> Floats:
-    """The squared half-widths that two settings may show for the draw of the seeds, in units of its squared error."""
+    """Returns the squared half-widths for the draw of seeds that two settings may show, in squared errors."""
     from scipy.special import chdtri, stdtrit
 
     shown = chdtri(seeds - 1, (np.arange(_SPREADS) + 0.5) / _SPREADS) / (seeds - 1) * seeds / 2
@@ -116,7 +117,7 @@ def _widths_shown(seeds: int) -> Floats:
 
 
 def smallest_difference(noise: PairNoise, design: Design) -> float:
-    """The smallest difference, a fraction, that the design tells with 80% power."""
+    """Returns the smallest difference, a fraction, that the design detects with 80% power."""
     low, high = 0.0, 1.0
     while power(noise, design, high) < POWER:
         low, high = high, 2 * high
@@ -127,7 +128,7 @@ def smallest_difference(noise: PairNoise, design: Design) -> float:
 
 
 def seeds_to_tell(noise: PairNoise, difference: float, images: int) -> int | None:
-    """The number of seeds for each setting that tells a difference on ``images`` images; None if 100 do not."""
+    """Returns the number of seeds per setting that detects a difference on ``images`` images; None if 100 do not."""
     for seeds in range(2, MOST_SEEDS + 1):
         if power(noise, Design(seeds, images), difference) >= POWER:
             return seeds
@@ -135,7 +136,11 @@ def seeds_to_tell(noise: PairNoise, difference: float, images: int) -> int | Non
 
 
 def images_to_tell(noise: PairNoise, difference: float, seeds: int) -> int | None:
-    """The number of validation images that tells a difference with ``seeds`` seeds, to two digits; else None."""
+    """Returns the number of validation images that detects a difference with ``seeds`` seeds; None if 10 million do
+    not.
+
+    The number is rounded to two digits.
+    """
 
     def tells(images: int) -> bool:
         return power(noise, Design(seeds, images), difference) >= POWER

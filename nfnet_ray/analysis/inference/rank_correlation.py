@@ -1,4 +1,4 @@
-"""Spearman's rank correlation of two rankings of the same trials, with an interval that holds for few trials."""
+"""Spearman's rank correlation of two rankings of the same trials, with an interval that is valid for few trials."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from nfnet_ray.analysis.inference.intervals import Z_95
 
 LEAST_TRIALS = 5
-"""Of four trials every interval is nearly from -1 to 1."""
+"""The least number of trials. With four trials, every interval reaches from nearly -1 to 1."""
 
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's correlation, the mean over strata.
+    """Spearman's correlation, as the mean over strata.
 
     Attributes:
-        value: from -1 to 1; NaN where no stratum has :data:`LEAST_TRIALS` trials that differ.
-        low, high: its 95% interval over the draw of trials.
-        trials: how many trials it is over, in all strata.
+        value: from -1 to 1; NaN if no stratum has :data:`LEAST_TRIALS` trials that differ.
+        low, high: the 95% interval over the draw of trials.
+        trials: the number of trials in all strata.
     """
 
     value: float
@@ -32,14 +32,14 @@ class RankCorrelation:
     trials: int
 
     def among_all(self, spread: float) -> RankCorrelation:
-        """The correlation among all trials, of which these are the ones with the highest accuracies.
+        """Returns the correlation among all trials, of which these are the ones with the highest accuracies.
 
-        Trials that were chosen differ less at the rung than all do, so their correlation is lower: of 27 trials with
-        one of 0.77 the best nine have 0.50 on average. The correction is Pearson's and Thorndike's (1949, case 2) for a
-        choice by one of two variables.
+        Selected trials differ less at the rung than all trials do, so their correlation is lower: among 27 trials with
+        a correlation of 0.77, the best nine have 0.50 on average. The correction is Pearson's and Thorndike's (1949,
+        case 2) for selection by one of two variables.
 
         Args:
-            spread: the standard deviation of all at the rung as a share of that of the chosen ones.
+            spread: the standard deviation of all trials at the rung, divided by that of the selected ones.
         """
 
         def wider(r: float) -> float:
@@ -56,20 +56,20 @@ Pairs = Sequence[tuple[float, float]]
 
 
 def rank_correlation(strata: Sequence[Sequence[Pairs]]) -> RankCorrelation:
-    """The mean of Spearman's correlations over the seeds of each stratum, and then over strata.
+    """Returns the mean of Spearman's correlations over the seeds of each stratum, and then over strata.
 
     The interval counts the seeds of a stratum as one, because they rank the same settings.
 
-    The interval is Fisher's, with the variance ``(1 + r^2 / 2) / (n - 3)`` of Bonett and Wright (2000), of several
-    strata that of the mean: the sum of theirs, divided by the square of their number. It has two corrections for few
-    trials. Half the smallest step of the correlation is added at both ends, as for any count, so that rankings that
-    agree entirely have an interval too. And Spearman's correlation of n trials is on average closer to 0 than that of
-    all trials there could be, so the bound away from 0 is taken from Kendall's unbiased estimate,
-    ``((n + 1) r - 3 tau) / (n - 2)``, where that lies further out. In simulation of normal variates with
-    correlations of -0.97 to 0.97 it covers 95.3 to 98% of one, two and four strata of 12 to 48 trials, and 95.9 to
-    99.7% of five to eight (1,500 studies for each case). Of strata of 5 and 45, 5 and 20, 6, 12 and 24, and 5, 5 and 48
-    trials it covers 96.3 to 100%; with one variance for all of their trials it covered as little as 76%, and without
-    the second correction 75% of four strata of five.
+    The interval is Fisher's, with the variance ``(1 + r^2 / 2) / (n - 3)`` of Bonett and Wright (2000); for several
+    strata the variance of the mean is the sum of theirs, divided by the square of their number. There are two
+    corrections for few trials. Half the smallest step of the correlation is added at both ends, as for any count, so
+    that rankings that agree entirely have an interval, too. Furthermore, the expected Spearman's correlation of n
+    trials is closer to 0 than that of the population, so the bound away from 0 is computed from Kendall's unbiased
+    estimate, ``((n + 1) r - 3 tau) / (n - 2)``, if that lies further out. In simulation of normal variates with
+    correlations of -0.97 to 0.97, the interval covers 95.3 to 98% for one, two and four strata of 12 to 48 trials, and
+    95.9 to 99.7% for five to eight trials (1,500 studies for each case). For strata of 5 and 45, 5 and 20, 6, 12 and
+    24, and 5, 5 and 48 trials it covers 96.3 to 100%. With one variance for all of their trials it covered as little as
+    76%, and without the second correction 75% for four strata of five.
     """
     found: list[tuple[float, float, float]] = []
     trials = 0
@@ -85,7 +85,7 @@ def rank_correlation(strata: Sequence[Sequence[Pairs]]) -> RankCorrelation:
             trials += round(n * len(ranked))
     if not found:
         return UNKNOWN
-    freedom = len(found) ** 2 / sum(1 / (n - 3) for _, _, n in found)  # of equal strata: n - 3 for each
+    freedom = len(found) ** 2 / sum(1 / (n - 3) for _, _, n in found)  # for equal strata: n - 3 for each
     mean, unbiased = (fmean(one[part] for one in found) for part in (0, 1))
     step = fmean(6 / (n * (n**2 - 1)) for _, _, n in found)
     return RankCorrelation(
@@ -97,7 +97,7 @@ def rank_correlation(strata: Sequence[Sequence[Pairs]]) -> RankCorrelation:
 
 
 def _ranked(pairs: Pairs) -> tuple[float, float, float]:
-    """(Spearman's correlation, its unbiased estimate, the number of trials)."""
+    """Returns (Spearman's correlation, its unbiased estimate, the number of trials)."""
     rung, end = (np.unique(side, return_inverse=True)[1] for side in zip(*pairs, strict=True))
     r, tau = float(np.corrcoef(_ranks(rung), _ranks(end))[0, 1]), _kendall(rung, end)
     n = len(pairs)
@@ -105,14 +105,14 @@ def _ranked(pairs: Pairs) -> tuple[float, float, float]:
 
 
 def _ranks(places: NDArray[np.intp]) -> NDArray[np.float64]:
-    """The rank of each, from 1; equal ones share the mean of theirs. Distinct values have numbers from 0 upwards."""
+    """Returns the ranks from 1 of values that are numbered from 0; equal values share their mean rank."""
     counts = np.bincount(places)
     ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[places]
     return ranks
 
 
 def _kendall(a: NDArray[np.intp], b: NDArray[np.intp]) -> float:
-    """Kendall's tau-b, which allows for equal values."""
+    """Returns Kendall's tau-b, which takes equal values into account."""
     agreeing = sum(
         int((np.sign(a[n] - a[n + 1 :]) * np.sign(b[n] - b[n + 1 :])).sum()) for n in range(len(a) - 1)
     )
@@ -122,7 +122,7 @@ def _kendall(a: NDArray[np.intp], b: NDArray[np.intp]) -> float:
 
 
 def _bound(r: float, side: int, freedom: float) -> float:
-    """The bound on one side (-1 or 1) of a correlation."""
+    """Returns the bound on one side (-1 or 1) of a correlation."""
     if abs(r) >= 1:
         return math.copysign(1.0, r)
     return math.tanh(math.atanh(r) + side * Z_95 * math.sqrt((1 + r**2 / 2) / freedom))

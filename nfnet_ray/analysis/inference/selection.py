@@ -1,21 +1,23 @@
-"""How much of the accuracy of the best of several settings is luck, and an interval that knows of the choice.
+"""Estimates how much of the accuracy of the best of several settings is luck, and an interval that allows for it.
 
-The best of several is chosen because it did well on these images and with these seeds, so its accuracy is on average
-above what other images and seeds would show: the optimism of the best of n, or the winner's curse. It is estimated by
-drawing the study again many times, with the noise that the bits show (images with their covariances between settings,
-and seeds), around accuracies that are pulled towards the best one where noise explains their distance: the
-positive-part James-Stein rule for each gap. Drawing around the accuracies as they were seen, as a bootstrap over images
-does, finds a half to two thirds of the optimism of equal settings: what was seen is already spread by the noise. The
-best one was seen too high itself, which widens every gap, so the gaps are taken twice: the second time from the best
-accuracy less the optimism that the first found.
+The best of several settings is chosen because it did well on these images and with these seeds. Its accuracy is
+therefore higher on average than other images and seeds would show: the optimism of the best of n, or the winner's
+curse. It is estimated by simulating the study many times, with the noise that the bits show (images with their
+covariances between settings, and seeds). The simulated true accuracies are the observed ones, pulled towards the best
+one as far as noise explains their distance, by the positive-part James-Stein rule for each gap. A bootstrap over
+images, which simulates around the observed accuracies, finds only a half to two thirds of the optimism of equal
+settings, because the observed accuracies are already spread by the noise. The accuracy of the best setting is too high
+itself, which widens every gap. The gaps are therefore computed twice, the second time from the best accuracy minus the
+optimism of the first pass.
 
-Where rungs gave up some settings, each study that is drawn has those rungs, too. A setting's luck at a rung and at the
-end have the correlation that the bits of the promoted ones show (:mod:`nfnet_ray.analysis.inference.kept_luck`): with a
-correlation of 1 the best one is as lucky as the best of all, and with 0 as the best of the promoted ones.
+If rungs gave up some settings, the simulated studies have these rungs, too. A setting's luck at a rung and at the end
+have the correlation that the bits of the promoted settings show (:mod:`nfnet_ray.analysis.inference.kept_luck`). With a
+correlation of 1 the best setting is as lucky as the best of all settings, and with 0 as the best of the promoted ones.
 
-In simulation of 2 to 50 equal settings what is left of the bias is at most 0.2 standard errors, where it was up to 2.2;
-where one setting is better by half a point, up to 0.5 are taken off too much. The interval covers 93.2 to 97.2%
-(``benchmarks/coverage.py``; docs/answers.md has what happens where spreads differ, and after early stopping).
+In simulation of 2 to 50 equal settings the remaining bias is at most 0.2 standard errors, where it was up to 2.2
+without the correction. If one setting is better by half a point, up to 0.5 standard errors too much are subtracted. The
+interval covers 93.2 to 97.2% (``benchmarks/coverage.py``; docs/answers.md has the results for different spreads and
+after early stopping).
 """
 
 from __future__ import annotations
@@ -31,27 +33,29 @@ from nfnet_ray.analysis.inference.intervals import Z_95, images_like, setting_ha
 from nfnet_ray.analysis.inference.paired import Floats, Moments, interaction
 
 DRAWS = 4000
-"""Studies that are drawn. The standard error of the 97.5% quantile is 0.04 standard errors of an accuracy."""
+"""The number of simulated studies. The standard error of the 97.5% quantile is 0.04 standard errors of an accuracy."""
 
 _MOST_DRAWN = 200
-"""Settings that are all drawn; of more, those that have a chance: the time grows with the third power."""
+"""The most settings that are all simulated. Of more, only those with a chance are, as the time grows with the third
+power."""
 _NEVER = 12.0
-"""Standard errors behind the best at which a setting is the highest of no draw: 1e-32 for a normal variate."""
+"""The distance behind the best, in standard errors, at which a setting is never the highest: 1e-32 for a normal
+variate."""
 
 _FEWEST_TO_MODERATE = 3
-"""Settings, for it to be seen how alike their spreads between seeds are."""
+"""The fewest settings from which the similarity of their spreads between seeds can be estimated."""
 
 _MISS = 0.05
-"""Share of the studies drawn in which the interval of the best one may miss: 1 less its confidence."""
+"""The share of simulated studies in which the interval of the best setting may miss: 1 minus its confidence."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """How far the accuracies of S settings would move if the study were done again.
+    """The noise that the accuracies of S settings would have if the study were repeated.
 
     Attributes:
-        images: (S, S) covariance for the draw of images.
-        seeds: (S,) squared standard errors for the draw of seeds; 0 where no setting has several.
+        images: (S, S) the covariance for the draw of images.
+        seeds: (S,) the squared standard errors for the draw of seeds; 0 unless every setting has several seeds.
         freedom: degrees of freedom of ``seeds``.
     """
 
@@ -61,24 +65,24 @@ class Noise:
 
     @property
     def covariance(self) -> Floats:
-        """(S, S) of both."""
+        """Returns (S, S) the covariance for images and seeds together."""
         return np.asarray(self.images + np.diag(self.seeds))
 
     def of_images(self, weights: Floats) -> Floats:
-        """(rows,) the variance of ``weights @ accuracies``, (rows, S), for the draw of images.
+        """Returns (rows,) the variance of ``weights @ accuracies``, (rows, S), for the draw of images.
 
-        Of settings that judge every image alike a difference has none, and rounding may leave less.
+        If settings agree on every image, the variance of their difference is 0, and rounding may make it negative.
         """
         return np.asarray(np.maximum(np.einsum("ij,jk,ik->i", weights, self.images, weights), 0.0))
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A rung at which some of the settings were given up, for the studies that are drawn.
+    """A rung of the simulated studies, at which some of the settings are given up.
 
     Attributes:
-        passed: how many settings were let through.
-        kept: the correlation of a setting's luck there with its luck at the end, from 0 to 1
+        passed: the number of settings that were promoted.
+        kept: the correlation of a setting's luck at the rung with its luck at the end, from 0 to 1
             (:func:`nfnet_ray.analysis.inference.kept_luck.luck_kept`).
     """
 
@@ -87,9 +91,9 @@ class Rung:
 
 
 def kept_of_one_seed(noise: Noise, seeds: float) -> float:
-    """The correlation of a setting's luck with its first seed and that of its mean over ``seeds``, as in :class:`Rung`.
+    """Returns the correlation of the luck with the first seed and that of the mean over ``seeds``, for :class:`Rung`.
 
-    The luck in the images is that of both; what all settings share of it moves no order.
+    The luck in the images is common to both. The part that all settings share does not affect their order.
     """
     settings = len(noise.seeds)
     own = float(np.trace(noise.images))
@@ -101,13 +105,13 @@ def kept_of_one_seed(noise: Noise, seeds: float) -> float:
 
 @dataclass(frozen=True)
 class Optimism:
-    """What the choice of the best does to its accuracy, in fractions.
+    """The effect of choosing the best setting on its accuracy, in fractions.
 
     Attributes:
-        best: index of the setting with the highest mean.
-        mean: by how much the best one's accuracy is too high on average.
-        low: the lower bound of the 95% interval of its accuracy, which allows for the choice. The upper one is that of
-            the best one by itself.
+        best: the index of the setting with the highest mean.
+        mean: the average amount by which the best setting's accuracy is too high.
+        low: the lower bound of the 95% interval of its accuracy, corrected for the choice. The upper bound is that of
+            the best setting's own interval.
     """
 
     best: int
@@ -116,13 +120,14 @@ class Optimism:
 
 
 def noise_of(moments: Moments, seeds: Sequence[int], *, singles_like_others: bool = False) -> Noise:
-    """The noise of settings of which the trials are, ``seeds[s]`` of setting s, in this order.
+    """Returns the noise of settings from the moments of their trials: first ``seeds[0]`` of setting 0, and so on.
 
-    The spreads between seeds are :func:`moderated_variances`. They count only if every setting has two seeds or more.
+    The spreads between seeds are :func:`moderated_variances`. They are used only if every setting has at least two
+    seeds.
 
     Args:
-        singles_like_others: that settings with a single seed have the noise that they would have with as many seeds as
-            the others, and spread as these do.
+        singles_like_others: whether settings with a single seed get the noise that they would have with the other
+            settings' number of seeds and spread.
     """
     starts = np.cumsum([0, *seeds])
     average = np.zeros((len(seeds), starts[-1]))
@@ -139,8 +144,8 @@ def noise_of(moments: Moments, seeds: Sequence[int], *, singles_like_others: boo
         luck[setting] = float(interaction(own))
     single = np.asarray(seeds) == 1
     luck[single] = (luck * seeds)[several].mean()
-    images[np.diag_indices(len(seeds))] -= luck  # the variance over seeds contains it
-    values, vectors = np.linalg.eigh(images)  # what was taken away may leave too little
+    images[np.diag_indices(len(seeds))] -= luck  # the variance over seeds contains this part
+    values, vectors = np.linalg.eigh(images)  # the subtraction may leave negative eigenvalues
     images = (vectors * np.maximum(values, 0.0)) @ vectors.T
     each = np.asarray(seeds, float)[several]
     moderated, freedom = moderated_variances(spreads[several], each - 1)
@@ -150,16 +155,16 @@ def noise_of(moments: Moments, seeds: Sequence[int], *, singles_like_others: boo
 
 
 def moderated_variances(variances: Floats, freedom: Floats) -> tuple[Floats, float]:
-    """Each variance pulled towards that of all, as far as they are alike, and their degrees of freedom then.
+    """Pulls each variance towards their common value as far as they are alike; returns the degrees of freedom, too.
 
-    The empirical Bayes method of Smyth (2004, section 6.2), limma's: variances that differ no more than chance are
-    pooled; where some settings, at the edge of divergence, have a much larger spread than others, each keeps its own.
-    Chance here is the expected variance of their logarithms and one standard error of it. Without that error, half of
-    all studies whose spreads are truly alike would be taken to have different ones.
+    This is the empirical Bayes method of Smyth (2004, section 6.2), as in limma. Variances that differ no more than by
+    chance are pooled. If some settings, at the edge of divergence, have a much larger spread than others, each keeps
+    its own. The threshold for chance is the expected variance of the logarithms plus one standard error of it. Without
+    that error, different spreads would be found in half of all studies whose spreads are truly alike.
 
     Args:
-        variances: (S,) of each setting over its seeds.
-        freedom: (S,) their degrees of freedom.
+        variances: (S,) the variance of each setting over its seeds.
+        freedom: (S,) the degrees of freedom of the variances.
     """
     from scipy.special import digamma, polygamma  # takes a while to import
 
@@ -195,27 +200,27 @@ def optimism(
     draws: int = DRAWS,
     rungs: Sequence[Rung] = (),
 ) -> Optimism:
-    """How optimistic the highest of ``accuracies`` (S,) is. The same arguments give the same numbers.
+    """Estimates how optimistic the highest of ``accuracies`` (S,) is. Equal arguments give equal numbers.
 
-    The interval is the best one's own, with a lower bound that is :math:`a \\ge 0` further below. In the studies that
-    are drawn the highest accuracy is too high by :math:`e`, and its own interval reaches from :math:`l` below it to
-    :math:`u` above, by the accuracy and the spread of seeds that it shows there. With few seeds or images that is often
-    wide enough, whatever was chosen. So :math:`a` is the least for which
+    The interval is the best setting's own, with a lower bound that is moved down by :math:`a \\ge 0`. In the simulated
+    studies the highest accuracy is too high by :math:`e`, and its own interval reaches from :math:`l` below to
+    :math:`u` above, according to the accuracy and the spread of seeds in that study. With few seeds or images this
+    interval is often wide enough despite the choice. :math:`a` is therefore the smallest value for which
 
     .. math:: P(e > l + a) + P(e < -u) \\le 5\\%.
 
-    The images' noise is that of the true accuracies: where they are high, the best one shows less than it has. The
-    seeds' variance is drawn too, from what all settings tell about it, and :math:`e`, :math:`l` and :math:`u` follow.
-    The width itself is never pooled: a setting at the edge of divergence, with more spread than the others, is more
-    often the best one than they are, and their spread says little about its own.
+    The images' noise is that of the true accuracies, which is larger than the observed noise if accuracies are high.
+    The variance of seeds is simulated, too, from what all settings tell about it, and :math:`e`, :math:`l` and
+    :math:`u` follow from it. The width itself is never pooled: a setting at the edge of divergence, with more spread
+    than the others, is the best one more often than they are, and their spread says little about its own.
 
     Args:
-        noise: how far the accuracies would move.
-        own_low: the lower bound of the 95% interval of the best one by itself.
-        seeds: how many the best one has.
-        draws: how many studies are drawn.
-        rungs: those at which some of the settings were given up, the earliest first. A study that is drawn gives up
-            as many there, by accuracies whose luck has the correlation ``kept`` with that at the end.
+        noise: the noise of the accuracies.
+        own_low: the lower bound of the best setting's own 95% interval.
+        seeds: the number of seeds of the best setting.
+        draws: the number of simulated studies.
+        rungs: the rungs at which some settings were given up, the earliest first. The simulated studies give up the
+            same numbers, by accuracies whose luck has the correlation ``kept`` with that at the end.
     """
     best = int(np.argmax(accuracies))
     near = _near(accuracies, best, noise)
@@ -249,7 +254,7 @@ def optimism(
     mean = _optimism(moved, winner, chosen)
     shown: Floats | None = None
     if seeds > 1 and variances.any():
-        varied = noise.freedom / draw.chisquare(noise.freedom, draws)  # in units of the variance that is seen
+        varied = noise.freedom / draw.chisquare(noise.freedom, draws)  # in units of the observed variance
         shown = variances[winner] * varied * draw.chisquare(seeds - 1, draws) / (seeds - 1)
         moved, at_rungs = luck(wider, np.sqrt(varied)[:, None])
         chosen = _chosen(moved, behind, at_rungs)
@@ -262,7 +267,7 @@ def optimism(
 
 
 def _near(accuracies: Floats, best: int, noise: Noise) -> NDArray[np.bool_]:
-    """(S,) the settings that have a chance to be drawn as the highest, if there are so many that drawing takes time."""
+    """Returns (S,) which settings have a chance to be the highest, if there are too many to simulate all."""
     if len(accuracies) <= _MOST_DRAWN:
         return np.ones(len(accuracies), bool)
     covariance = noise.covariance
@@ -273,13 +278,13 @@ def _near(accuracies: Floats, best: int, noise: Noise) -> NDArray[np.bool_]:
 
 
 def _of_gaps(covariance: Floats, best: int) -> Floats:
-    """(S,) the variance of the best one's lead over each."""
+    """Returns (S,) the variance of the best setting's lead over each setting."""
     squares = covariance[best, best] + np.diag(covariance) - 2 * covariance[best]
-    return np.asarray(np.maximum(squares, 0.0))  # rounding, where two settings judge every image alike
+    return np.asarray(np.maximum(squares, 0.0))  # rounding, if two settings agree on every image
 
 
 def _behind(accuracies: Floats, covariance: Floats, too_high: float) -> Floats:
-    """(S,) how far each is truly behind the best one, whose accuracy is ``too_high`` by that much."""
+    """Returns (S,) how far each setting is truly behind the best one, whose accuracy is ``too_high`` by that much."""
     best = int(np.argmax(accuracies))
     gaps = np.maximum(accuracies[best] - too_high - accuracies, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -288,9 +293,9 @@ def _behind(accuracies: Floats, covariance: Floats, too_high: float) -> Floats:
 
 
 def _luck_at(rungs: Sequence[Rung], end: Floats, anew: Sequence[Floats]) -> list[tuple[int, Floats]]:
-    """Of each rung how many pass, and the settings' luck there, (draws, S) like that at the ``end``.
+    """Returns for each rung the number of settings that pass, and their luck there, (draws, S) like the ``end``.
 
-    Going back from the end each rung keeps a part of the luck at the next one; the rest of it is drawn ``anew``.
+    Backwards from the end, each rung keeps a part of the luck at the next one, and the rest of it is drawn ``anew``.
     """
     found: list[tuple[int, Floats]] = []
     luck, later = end, 1.0
@@ -303,7 +308,7 @@ def _luck_at(rungs: Sequence[Rung], end: Floats, anew: Sequence[Floats]) -> list
 
 
 def _chosen(moved: Floats, behind: Floats, at_rungs: Sequence[tuple[int, Floats]]) -> NDArray[np.intp]:
-    """(draws,) which setting is the highest of each study drawn, among those that pass its rungs."""
+    """Returns (draws,) the index of the highest setting among those that pass the rungs, in each simulated study."""
     given_up = np.zeros(moved.shape, bool)
     for passed, luck in at_rungs:
         if passed < moved.shape[1]:
@@ -313,15 +318,15 @@ def _chosen(moved: Floats, behind: Floats, at_rungs: Sequence[tuple[int, Floats]
 
 
 def _optimism(moved: Floats, winner: int, chosen: NDArray[np.intp]) -> float:
-    """By how much the highest is too high on average; what the draw gave the best one by itself is taken off."""
+    """Returns the mean amount by which the highest accuracy is too high, minus the mean error drawn for the winner."""
     errors = moved[np.arange(len(moved)), chosen]
     return max(0.0, float(errors.mean() - moved[:, winner].mean()))
 
 
 def _noise_at(true: Floats, seen: Floats) -> Floats:
-    """(S,) how much wider the images' noise is at the ``true`` accuracies than at those that were ``seen``."""
+    """Returns (S,) the ratio of the images' noise at the ``true`` accuracies to that at the ``seen`` ones."""
     variance = seen * (1 - seen)
-    # All images right, or none: the bits show no noise that could be widened.
+    # If all images are right, or none, the bits show no noise that could be scaled.
     return np.asarray(
         np.sqrt(np.where(variance > 0, true * (1 - true) / np.where(variance > 0, variance, 1), 1))
     )
@@ -330,11 +335,11 @@ def _noise_at(true: Floats, seen: Floats) -> Floats:
 def _own_half_widths(
     accuracies: Floats, images: float, of_seeds: Floats | None, seeds: int
 ) -> tuple[Floats, Floats]:
-    """(draws,) below and above each accuracy, of the interval that the highest of each study drawn has by itself.
+    """Returns (draws,) below and above, the half-widths of the highest setting's own interval in each simulated study.
 
     Args:
-        images: how many independent images would have its standard error; 0 if the bits show none.
-        of_seeds: (draws,) its squared standard error for the seeds; None where it is not known.
+        images: the number of independent images that would have its standard error; 0 if the bits show none.
+        of_seeds: (draws,) the squared standard error of its seeds; None if unknown.
     """
     if images == 0:
         low, high = accuracies, accuracies

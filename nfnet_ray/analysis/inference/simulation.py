@@ -1,7 +1,8 @@
-"""Simulated studies, on which intervals are tried: which images each trial has right, where the truth is known.
+"""Simulates studies with known true accuracies, i.e. which images each trial has right, to test intervals.
 
-An image is as hard as a normal variate says, the same for all trials. A trial has it right if a second variate, of its
-own, does not add too much to that. How much of the variance is the images' decides how often two trials agree.
+The difficulty of an image is a normal variate, the same for all trials. A trial has the image right if the sum of the
+difficulty and a second variate of the trial is below a threshold. The images' share of the variance determines how
+often two trials agree.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from numpy.typing import NDArray
 from nfnet_ray.analysis.inference.paired import Bits, Floats, Moments
 
 BITS_UP_TO = 1000
-"""Validation images up to which every bit is drawn."""
+"""The most validation images for which every bit is simulated."""
 _GRADES = 96
-"""Grades of hardness, each as likely, above that. Within one the bits of two trials are independent."""
+"""The number of equally likely grades of difficulty for more images. Within a grade, bits of trials are independent."""
 
 
 def trial_accuracies(
     draw: np.random.Generator, studies: int, settings: Floats, seeds: int, spread: float | Floats
 ) -> Floats:
-    """(studies, settings · seeds) the accuracy that each trial would have on images without end.
+    """Returns (studies, settings · seeds) the accuracy that each trial would have on infinitely many images.
 
     Args:
         settings: (settings,) the accuracy of each setting, a fraction.
-        spread: standard deviation between seeds, a fraction; of all settings or (settings,) of each.
+        spread: the standard deviation between seeds, a fraction; one for all settings or (settings,) one for each.
     """
     moved = np.reshape(spread, (-1, 1)) * draw.standard_normal((studies, len(settings), seeds))
     return np.clip((settings[:, None] + moved).reshape(studies, -1), 1e-3, 1 - 1e-3)
@@ -35,10 +36,10 @@ def trial_accuracies(
 def simulated_moments(
     draw: np.random.Generator, accuracies: Floats, images: int, agreement: float
 ) -> Moments:
-    """What trials of ``accuracies`` (studies, trials) show on ``images`` validation images.
+    """Returns the moments that trials of ``accuracies`` (studies, trials) show on ``images`` validation images.
 
     Args:
-        agreement: share of the images that two trials of the mean accuracy judge alike.
+        agreement: the share of the images on which two trials of the mean accuracy agree.
     """
     shared = shared_variance(float(accuracies.mean()), agreement)
     if images <= BITS_UP_TO:
@@ -51,7 +52,7 @@ def simulated_moments(
         right = draw.binomial(count[:, None, :], graded)
         mean = right.sum(axis=2) / images
         share = right / np.sqrt(np.maximum(count, 1)[:, None, :])
-        # Of two trials the expected number in each grade; of one with itself the number itself.
+        # For two trials, the expected number in each grade; for a trial with itself, the number itself.
         both = np.matmul(share, share.transpose(0, 2, 1)) / images
         diagonal = np.arange(mean.shape[1])
         both[:, diagonal, diagonal] = mean
@@ -60,7 +61,7 @@ def simulated_moments(
 
 
 def simulated_bits(draw: np.random.Generator, accuracies: Floats, images: int, shared: float) -> Bits:
-    """(studies, trials, images) the bits; ``shared`` is :func:`shared_variance`."""
+    """Returns (studies, trials, images) the bits; ``shared`` is :func:`shared_variance`."""
     from scipy.special import ndtri
 
     studies, trials = accuracies.shape
@@ -78,13 +79,13 @@ def simulated_rung(
     shared: float,
     kept: float,
 ) -> tuple[Bits, Bits]:
-    """Which images the trials of one study have right at a rung and at the end, each (trials, images).
+    """Returns which images the trials of one study have right at a rung and at the end, each (trials, images).
 
     Args:
-        at_rung, at_end: (trials,) the accuracy of each trial then.
+        at_rung, at_end: (trials,) the accuracy of each trial at that time.
         shared: :func:`shared_variance`.
-        kept: the share of what is a trial's own that it keeps from the rung to the end: 0 of a rung that foretells
-            nothing but the accuracy, 1 of one at the end.
+        kept: the share of a trial's own part that is kept from the rung to the end: 0 for a rung that predicts only the
+            accuracy, 1 for a rung at the end.
     """
     from scipy.special import ndtri
 
@@ -100,11 +101,11 @@ def simulated_rung(
 
 
 def shared_variance(accuracy: float, agreement: float) -> float:
-    """The share of the variance that is the images', for two trials of this accuracy to agree this often.
+    """Returns the images' share of the variance at which two trials of this accuracy agree this often.
 
-    0 where they would agree more often by chance alone.
+    The share is 0 if they would agree more often by chance alone.
     """
-    # 40 bisections of a share from 0 to 1; it takes a millisecond.
+    # 40 bisections of a share from 0 to 1 take a millisecond.
     low, high = 0.0, 0.9999
     for _ in range(40):
         middle = (low + high) / 2
@@ -117,18 +118,18 @@ def shared_variance(accuracy: float, agreement: float) -> float:
 
 
 def _by_grade(accuracies: Floats, shared: float, grades: int = _GRADES) -> Floats:
-    """(…, trials, grades) the probability that a trial has an image of each grade right."""
+    """Returns (…, trials, grades) the probability that a trial has an image of each grade right."""
     from scipy.special import ndtr, ndtri
 
     hardness = np.sqrt(shared) * _hardness(grades)
     right = ndtr((ndtri(accuracies)[..., None] - hardness) / np.sqrt(1 - shared))
-    # The grades are few, so their mean is a little off.
+    # The number of grades is small, so their mean deviates a little.
     return np.clip(right + (accuracies - right.mean(axis=-1))[..., None], 0.0, 1.0)
 
 
 @functools.cache
 def _hardness(grades: int) -> Floats:
-    """(grades,) of images: the middles of equal shares of a standard normal distribution."""
+    """Returns (grades,) the difficulty of images: the middles of equal shares of a standard normal distribution."""
     from scipy.special import ndtri
 
     middles: Floats = ndtri((np.arange(grades) + 0.5) / grades)
