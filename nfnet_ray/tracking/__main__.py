@@ -1,11 +1,11 @@
-"""``python -m nfnet_ray.tracking replay STUDY``: delivers to MLflow what it does not have of a study's journal."""
+"""``python -m nfnet_ray.tracking replay STUDY``: delivers the events of a study's journal that MLflow lacks."""
 
 from __future__ import annotations
 
 from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
-    begin()  # first: what follows takes seconds to import
+    begin()  # first, as the following imports take seconds
 
 import argparse
 import sys
@@ -31,13 +31,13 @@ from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.study_directory import find_study
 
 PROGRAM = "python -m nfnet_ray.tracking"
-EXIT_NOT_IN_MLFLOW = 3  # as that of a study
-# A server that answers is given all the time that it needs.
+EXIT_NOT_IN_MLFLOW = 3  # the same exit code as that of a study
+# A server that answers may take as long as it needs.
 _MOST_SECONDS, _UNANSWERED_SECONDS = 24 * 3600.0, 20.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line. Returns the exit code: 0, 2 for a user's error, 3 if MLflow does not have everything."""
+    """Runs the command line. Returns the exit code: 0, 2 for a user's error, 3 if MLflow lacks some events."""
     options = _parser().parse_args(arguments)
     return exit_code_of(
         PROGRAM,
@@ -78,7 +78,7 @@ def _replay(options: argparse.Namespace, console: Console) -> int:
     directory = find_study(options.study).resolve()
     StudyState.read(
         directory
-    )  # a damaged journal is no trouble of MLflow's, with which it would be tried again
+    )  # raises for a damaged journal, which must not be taken for an error of MLflow and retried
     uri = tracking_uri_for(options.tracking_uri, directory.parent, Path.cwd(), directory.name)
     check_tracking_uri(uri, experiment_of_journal(directory))
     with alone_with(directory):

@@ -1,6 +1,6 @@
-"""How a journal describes a study: its question, its trials, and everything that they share.
+"""Defines how a journal describes a study: its question, its trials, and everything that the trials share.
 
-The keys are those of the JSON objects in a journal, so a name cannot change.
+The keys are those of the JSON objects in a journal, so their names must not change.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Values = dict[str, Any]
 
 
 class DataDescription(TypedDict):
-    """Which images the study looked at."""
+    """The images of the study."""
 
     path: str
     name: str
@@ -23,28 +23,28 @@ class DataDescription(TypedDict):
 
 
 class Hardware(TypedDict):
-    """What the study ran on; ``description`` is for people."""
+    """The hardware on which the study ran; ``description`` is for people."""
 
     description: str
     cpus: float
     gpus: float
     memory_gib: float
     mps: NotRequired[bool]
-    """Of a study whose workers share GPUs: whether MPS was up on every node that had a GPU when it began."""
+    """For a study whose workers share GPUs: whether MPS ran on every node with a GPU when the study began."""
 
 
 class SourceVersion(TypedDict):
-    """``commit`` is the repository's, empty where there is none; ``dirty``: tracked files differ from it."""
+    """``commit`` is the repository's, empty without a repository; ``dirty``: tracked files differ from the commit."""
 
     commit: str
     dirty: NotRequired[bool]
 
 
 class SourceDescription(TypedDict):
-    """Which program ran, and who started it. A text is empty where it is not known.
+    """The program that ran, and the user who started it. Unknown texts are empty.
 
-    ``file`` is relative to its repository; ``branch`` and ``repository``, an address without a password, are those that
-    :class:`SourceVersion` has the commit of.
+    ``file`` is relative to the repository. ``branch`` and ``repository`` (an address without a password) belong to the
+    commit in :class:`SourceVersion`.
     """
 
     file: str
@@ -54,7 +54,7 @@ class SourceDescription(TypedDict):
 
 
 class Versions(SourceVersion):
-    """What ran."""
+    """The versions of the software that ran."""
 
     nfnet_ray: str
     torch: str
@@ -64,11 +64,11 @@ class Versions(SourceVersion):
 
 
 class HalvingDescription(TypedDict):
-    """Early stopping: where trials are compared, and which of them continue.
+    """Early stopping: where trials are compared, and how many of them continue.
 
-    The first rung is at ``grace_epochs``, in ``unit``: epochs, where it is not said. ``money_seconds`` are the seconds
-    of training that one unit of money pays for. ``cohort`` is the size of the groups in which trials compete. Journals
-    of earlier versions have the first two keys alone.
+    The first rung is at ``grace_epochs``, in ``unit``, which is epochs if it is missing. ``money_seconds`` are the
+    seconds of training that one unit of money buys. ``cohort`` is the size of the groups in which trials compete.
+    Journals of earlier versions have only the first two keys.
     """
 
     grace_epochs: float
@@ -82,10 +82,10 @@ class HalvingDescription(TypedDict):
 
 
 class SearchDescription(TypedDict):
-    """How the points of a study are found: ``settings`` of them at most, ``first_points`` before all others.
+    """The search of a study: at most ``settings`` points, with ``first_points`` before all others.
 
-    With a searcher that learns from results, ``trial_proposed`` adds trials while the study runs, and proposal number
-    j waits for the results of those up to number j - ``lag``.
+    With a search that learns from results, ``trial_proposed`` adds trials while the study runs, and proposal number j
+    uses the results up to number j - ``lag``.
     """
 
     name: str
@@ -95,7 +95,7 @@ class SearchDescription(TypedDict):
 
 
 class WorkerDescription(TypedDict):
-    """Workers of one trial, and the cores and GPUs of each. It may continue with ``min_workers`` of them."""
+    """The workers of one trial, and the cores and GPUs of each. The trial may continue with ``min_workers`` of them."""
 
     workers: int
     cpus: int
@@ -104,12 +104,12 @@ class WorkerDescription(TypedDict):
 
 
 def accelerators(workers: int, gpus: float) -> float:
-    """How many accelerators workers hold that have ``gpus`` each: a worker without any counts as one."""
+    """Returns the number of accelerators of workers with ``gpus`` each: a worker without GPUs counts as one."""
     return workers * (gpus or 1.0)
 
 
 class CapsDescription(TypedDict, total=False):
-    """What may be spent, and the price of an accelerator-hour. None: a cap that was taken away again."""
+    """The caps on time and money, and the price of an accelerator-hour. None: the cap was removed."""
 
     max_hours: float | None
     max_gpu_hours: float | None
@@ -118,7 +118,7 @@ class CapsDescription(TypedDict, total=False):
 
 
 class StudyDescription(TypedDict):
-    """The question of a study and everything that its trials share. Enough to resume it."""
+    """The question of a study and everything that its trials share, which is sufficient to resume it."""
 
     name: str
     question: str
@@ -128,53 +128,54 @@ class StudyDescription(TypedDict):
     space: dict[str, Any]
     """{dotted name: a list of values, or an object that nfnet_ray.study.space.domain_from_json reads}."""
     points: NotRequired[list[Values]]
-    """The points of a study that has a plain list of them; its space is empty then."""
+    """The points of a study with a plain list of points, whose space is empty."""
     asked: NotRequired[list[str]]
-    """The fields of the points that are asked about; without it all."""
+    """The fields of the points that are in question; if missing, all fields."""
     seeds: list[int]
     epochs: int
-    """Of a trial that is never given up, over all its schedules."""
+    """The number of epochs of a trial that is never given up, over all its schedules."""
     search: NotRequired[SearchDescription]
-    """How its points are found; without it they are all combinations of the space's values."""
+    """How the points are found; if missing, they are all combinations of the space's values."""
     halving: HalvingDescription | None
     equal_within: NotRequired[float]
-    """Settings whose accuracies differ by less are equal in practice, a fraction."""
+    """The difference in accuracy, a fraction, below which settings are equal in practice."""
     holdout: NotRequired[float]
-    """The share of the validation images on which the best setting is quoted; it is chosen on the others."""
+    """The share of the validation images on which the best setting is quoted. It is chosen on the other images."""
     more_seeds: NotRequired[list[int]]
-    """Seeds that only the contenders are trained with, once all settings have been trained with ``seeds``."""
+    """Seeds for contenders only, which are trained after all settings have been trained with ``seeds``."""
     seed_spread: NotRequired[float]
-    """The standard deviation between seeds by which contenders are chosen, a fraction, if it is not the usual one."""
+    """The standard deviation between seeds by which contenders are chosen, a fraction, if it is not the default."""
     confirm: NotRequired[int]
-    """With how many fresh seeds the winner is rerun."""
+    """The number of fresh seeds with which the winner is rerun."""
     worker: WorkerDescription
     places: NotRequired[int]
-    """How many trials run at once, in the driver that started the study; with cohorts, how many of these."""
+    """The number of trials that run at once in the driver that started the study; with cohorts, the number of
+    cohorts."""
     cohorts: NotRequired[int]
-    """How many trials are trained as one program at most; without it each is trained alone."""
+    """The largest number of trials that are trained as one program; if missing, each is trained alone."""
     checkpoints: NotRequired[str | None]
-    """Where a training's checkpoints lie, if not in its directory."""
+    """The place of a training's checkpoints if it is not the training's directory."""
     caps: NotRequired[CapsDescription]
     unrecorded: NotRequired[Literal[True]]
-    """It began with ``--tracking-uri none``, and stays out of MLflow until an address is given."""
+    """The study began with ``--tracking-uri none``, and is not recorded in MLflow until an address is given."""
     recipe: Values
     data: DataDescription
     hardware: Hardware
     versions: Versions
     source: NotRequired[SourceDescription]
-    """The program that asks the question; journals of earlier versions have none."""
+    """The program that defines the study; missing in journals of earlier versions."""
     networks: NotRequired[dict[str, NetworkDescription]]
-    """{name in the Recipes: its code} of the networks of one's own that the study began with."""
+    """{name in the Recipes: code} of the user's own networks with which the study began."""
     notes: NotRequired[list[str]]
     tags: NotRequired[dict[str, str]]
     outside: NotRequired[list[str]]
-    """Of a study that was extended: the trials that are not part of it any more."""
+    """The trials that an extension has left out of the study."""
 
 
 class NetworkDescription(TypedDict):
-    """The code of a network of one's own: its hash, and its files below ``folder``.
+    """The code of a user's own network: its hash, and its files below ``folder``.
 
-    The study has copies of the files, unless they are those of an installed ``package``, told with its version.
+    The study has copies of the files, unless they belong to an installed ``package``, which is given with its version.
     """
 
     sha256: str
@@ -184,7 +185,7 @@ class NetworkDescription(TypedDict):
 
 
 class TrialPlan(TypedDict):
-    """One trial: ``point`` holds what is swept, ``recipe`` what differs from the study's recipe."""
+    """One trial: ``point`` contains the swept values, ``recipe`` those that differ from the study's Recipe."""
 
     name: str
     point: Values

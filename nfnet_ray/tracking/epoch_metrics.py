@@ -1,7 +1,8 @@
-"""The metrics of an epoch in little memory: a study of 1,000 trials of 100 epochs has two million of them.
+"""Stores the metrics of an epoch in little memory: a study of 1,000 trials of 100 epochs has two million metrics.
 
-As a dictionary of Python floats the metrics of an epoch take 1.5 kB; packed, 0.3 kB. Of a trial that has ended a driver
-needs two numbers of each epoch and all of the last one: 16 bytes (:func:`brief`).
+As a dictionary of Python floats, the metrics of an epoch take 1.5 kB; packed, 0.3 kB. Of a trial that has ended, a
+driver needs only two numbers of each epoch and all metrics of the last one, i.e. 16 bytes for each epoch
+(:func:`brief`).
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any, cast
 from nfnet_ray.metric import METRIC
 
 KEPT = (METRIC, "train_seconds")
-"""What decisions, searches and the mean of several seeds need of all epochs."""
+"""The metrics of all epochs that decisions, searches and means over seeds need."""
 
 Metrics = Mapping[str, float | None]
 
 
 class _Columns:
-    """The names of the metrics of many epochs, and how their values are packed: as doubles, None as nothing."""
+    """The names of the metrics of many epochs, and the layout of their values: doubles, with no space for None."""
 
     def __init__(self, names: tuple[str, ...], absent: frozenset[str]) -> None:
         self.names, self.absent = names, absent
@@ -35,7 +36,7 @@ _ONE = struct.Struct("=d")
 
 
 class PackedMetrics(Mapping[str, "float | None"]):
-    """{name: value} that cannot be changed; whole numbers come back as floats."""
+    """An immutable {name: value}; integers are converted to floats."""
 
     __slots__ = ("_columns", "_values")
 
@@ -52,7 +53,7 @@ class PackedMetrics(Mapping[str, "float | None"]):
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Of :class:`Mapping`, without an exception for each name that is not there."""
+        """Overrides :meth:`Mapping.get`, without an exception for each missing name."""
         place = self._columns.places.get(name)
         if place is not None:
             return _ONE.unpack_from(self._values, place)[0]
@@ -75,7 +76,7 @@ class PackedMetrics(Mapping[str, "float | None"]):
 
 
 def packed(metrics: Metrics) -> Metrics:
-    """The same metrics in little memory; as they are if one is no number, as in a journal that somebody has edited."""
+    """Returns the metrics in little memory; unchanged if a value is not a number, as in a journal edited by hand."""
     names = tuple(metrics)
     absent: tuple[str, ...] = ()
     values: Any = metrics.values()
@@ -92,9 +93,9 @@ def packed(metrics: Metrics) -> Metrics:
 
 
 def columns_of(rows: Sequence[Metrics], wanted: Collection[str] | None = None) -> dict[str, Any]:
-    """{name: its value in each row, NaN where a row does not have it}: an array, or else a list.
+    """Returns {name: values in all rows, NaN where a row lacks the name}, as an array or else as a list.
 
-    A metric that is None everywhere is so here, too. With ``wanted`` only these, as far as a row has them.
+    A metric that is None in all rows is None in the result, too. With ``wanted``, only these metrics are returned.
     """
     import numpy as np
 
@@ -124,7 +125,7 @@ def _layout(row: Metrics) -> object:
 
 
 class BriefEpochs(Mapping[int, Metrics]):
-    """{epoch: its metrics} that cannot be changed: :data:`KEPT` alone, but all of the last epoch."""
+    """An immutable {epoch: metrics} with only :data:`KEPT` for all epochs but the last, which has all metrics."""
 
     __slots__ = ("_epochs", "_last", "_values")
 
@@ -159,10 +160,10 @@ class BriefEpochs(Mapping[int, Metrics]):
 
 
 def images_per_second(number: int, last: Metrics, before: Metrics | None) -> float | None:
-    """Training images of all epochs of a trial per second of training; None where the last epoch does not say it.
+    """Returns a trial's training images per second of training; None if the last epoch lacks the speed.
 
-    Every epoch has as many images, so the last one says how many, and nothing else has to be kept of the others. Where
-    that cannot be told, it is the speed of the last epoch.
+    All epochs have the same number of images, so the last epoch is sufficient to compute it. If it cannot be computed,
+    the speed of the last epoch is returned.
 
     >>> first = {"images_per_second": 100.0, "train_seconds": 2.0}  # 200 images
     >>> second = {"images_per_second": 50.0, "train_seconds": 6.0}  # in four seconds
@@ -170,9 +171,9 @@ def images_per_second(number: int, last: Metrics, before: Metrics | None) -> flo
     (100.0, 66.7)
 
     Args:
-        number: of the last epoch, counted from 1.
-        last: its metrics.
-        before: those of the epoch before it, None where they are unknown.
+        number: the number of the last epoch, counted from 1.
+        last: the metrics of the last epoch.
+        before: the metrics of the epoch before; None if they are unknown.
     """
     speed, seconds = last.get("images_per_second"), last.get("train_seconds")
     seconds_before = 0.0 if number == 1 else before.get("train_seconds") if before is not None else None
@@ -182,7 +183,7 @@ def images_per_second(number: int, last: Metrics, before: Metrics | None) -> flo
 
 
 def brief(epochs: Mapping[int, Metrics]) -> Mapping[int, Metrics]:
-    """The same epochs without most of their metrics; as they are where an epoch or one of those metrics is missing."""
+    """Returns the epochs with most metrics dropped; unchanged if an epoch or a metric in :data:`KEPT` is missing."""
     numbers = list(epochs)
     if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         return epochs

@@ -35,16 +35,16 @@ class StudyStarted(TypedDict):
 
 
 def study_started(study: StudyDescription, trials: Sequence[TrialPlan]) -> StudyStarted:
-    """The event of a study that starts now."""
+    """Returns the event of a study that starts now."""
     return {"event": "study_started", "time": time.time(), "study": study, "trials": list(trials)}
 
 
 class StudyResumed(TypedDict):
     """A driver resumes a study.
 
-    ``changed`` are the fields of the Recipe, and ``caps`` the caps and the price, that it was told to change;
-    ``places`` is how many trials run at once from now on, on what ``hardware`` and with which ``versions``, which
-    journals of earlier versions do not say.
+    ``changed`` has the fields of the Recipe, and ``caps`` the caps and the price, that were changed by the command.
+    ``places`` is the number of trials that run at once from now on, on this ``hardware`` and with these ``versions``;
+    journals of earlier versions lack these three.
     """
 
     event: Literal["study_resumed"]
@@ -63,7 +63,7 @@ def study_resumed(
     hardware: Hardware | None = None,
     versions: Versions | None = None,
 ) -> StudyResumed:
-    """The event of a driver that resumes a study now."""
+    """Returns the event of a driver that resumes a study now."""
     event: StudyResumed = {"event": "study_resumed", "time": time.time()}
     if changed:
         event["changed"] = dict(changed)
@@ -79,10 +79,10 @@ def study_resumed(
 
 
 class StudyExtended(TypedDict):
-    """A study gets other values, seeds or epochs. Whatever it has trained stays in the journal.
+    """A study is extended by values, seeds or epochs. All results so far stay in the journal.
 
-    ``study`` has the entries of the :class:`StudyDescription` that replace earlier ones, and ``trials`` all trials that
-    the study has from now on: earlier ones under their names, and new ones.
+    ``study`` has the entries of the :class:`StudyDescription` that replace earlier ones. ``trials`` has all trials of
+    the extended study: earlier ones under their names, and new ones.
     """
 
     event: Literal["study_extended"]
@@ -91,11 +91,11 @@ class StudyExtended(TypedDict):
     study: dict[str, Any]
     trials: list[TrialPlan]
     left_out: list[str]
-    """Trials that are not part of the study any more; their results stay as evidence."""
+    """Trials that no longer belong to the study; their results stay as evidence."""
     taken_back: list[str]
     """Trials that an earlier extension had left out."""
     reconsidered: list[str]
-    """Trials that were given up, and are at their rung again to be compared with the new ones."""
+    """Trials that had been given up and wait at their rung again, to be compared with the new trials."""
 
 
 def study_extended(
@@ -106,7 +106,7 @@ def study_extended(
     left_out: Sequence[str],
     taken_back: Sequence[str],
 ) -> StudyExtended:
-    """The event of a study that is extended now, which reconsiders no trial."""
+    """Returns the event of a study that is extended now, without trials to reconsider."""
     return {
         "event": "study_extended",
         "time": time.time(),
@@ -120,13 +120,13 @@ def study_extended(
 
 
 def with_extension(started: StudyStarted, extended: StudyExtended) -> StudyStarted:
-    """The first event of a study as it would be if the study had begun as it is after an extension."""
+    """Returns the first event of a study, changed as if the study had begun in its extended form."""
     study = cast(StudyDescription, {**started["study"], **extended["study"]})
     return {**started, "study": study, "trials": extended["trials"]}
 
 
 class StudyAnnotated(TypedDict):
-    """Somebody added notes and tags to a study, or changed a tag. It may come after ``study_ended``."""
+    """Notes and tags are added to a study, or a tag is changed. This may happen after ``study_ended``."""
 
     event: Literal["study_annotated"]
     time: float
@@ -135,15 +135,15 @@ class StudyAnnotated(TypedDict):
 
 
 def study_annotated(notes: Sequence[str], tags: Mapping[str, str]) -> StudyAnnotated:
-    """The event of notes and tags that are added now."""
+    """Returns the event of notes and tags that are added now."""
     return {"event": "study_annotated", "time": time.time(), "notes": list(notes), "tags": dict(tags)}
 
 
 class TrialProposed(TypedDict):
-    """A trial that the plan did not have: its point was chosen while the study ran, by what earlier trials gave.
+    """A trial is added to the plan: its point was chosen while the study ran, from the results of earlier trials.
 
     ``number`` counts the settings of the study from 0; the trials of a setting with several seeds share it. ``after``
-    are the trials whose results the searcher was told.
+    has the trials whose results the searcher used.
     """
 
     event: Literal["trial_proposed"]
@@ -156,7 +156,7 @@ class TrialProposed(TypedDict):
 
 
 def trial_proposed(plan: TrialPlan, number: int, after: Sequence[str]) -> TrialProposed:
-    """The event of a trial that is proposed now."""
+    """Returns the event of a trial that is proposed now."""
     return {
         "event": "trial_proposed",
         "time": time.time(),
@@ -169,24 +169,24 @@ def trial_proposed(plan: TrialPlan, number: int, after: Sequence[str]) -> TrialP
 
 
 class ContendersChosen(TypedDict):
-    """All settings have been compared with their first seed, and the contenders are given further ones.
+    """All settings have been compared with their first seed, and further seeds of the contenders are planned.
 
-    ``trials`` are all of these trials from now on, with those that an earlier event of this kind has planned already.
+    ``trials`` has all further trials from now on, including those that an earlier event of this kind has planned.
     """
 
     event: Literal["contenders_chosen"]
     time: float
     trials: list[TrialPlan]
     dropped: dict[str, str]
-    """{trial of a setting that is no contender: why, for people}."""
+    """{trial of a setting that is not a contender: the reason, for people}."""
     left_out: list[str]
-    """Trials of an earlier event of this kind that are not part of the study any more."""
+    """Trials of an earlier event of this kind that no longer belong to the study."""
 
 
 def contenders_chosen(
     trials: Sequence[TrialPlan], dropped: Mapping[str, str], left_out: Sequence[str] = ()
 ) -> ContendersChosen:
-    """The event of contenders that are chosen now."""
+    """Returns the event of contenders that are chosen now."""
     return {
         "event": "contenders_chosen",
         "time": time.time(),
@@ -197,10 +197,10 @@ def contenders_chosen(
 
 
 class ConfirmationPlanned(TypedDict):
-    """All settings have been compared, and the winner of each stratum is rerun with fresh seeds.
+    """All settings have been compared, and reruns of the winner of each stratum with fresh seeds are planned.
 
-    ``trials`` are all reruns that confirm a winner from now on, with those that an earlier event of this kind has
-    planned already. The reruns in ``left_out`` are those of an earlier winner; their results stay as evidence.
+    ``trials`` has all reruns that confirm a winner from now on, including those that an earlier event of this kind has
+    planned. The reruns in ``left_out`` are those of an earlier winner; their results stay as evidence.
     """
 
     event: Literal["confirmation_planned"]
@@ -210,7 +210,7 @@ class ConfirmationPlanned(TypedDict):
 
 
 def confirmation_planned(trials: Sequence[TrialPlan], left_out: Sequence[str] = ()) -> ConfirmationPlanned:
-    """The event of reruns that are planned now."""
+    """Returns the event of reruns that are planned now."""
     return {
         "event": "confirmation_planned",
         "time": time.time(),
@@ -220,7 +220,7 @@ def confirmation_planned(trials: Sequence[TrialPlan], left_out: Sequence[str] = 
 
 
 def plans_of(event: Event) -> list[TrialPlan]:
-    """The trials that an event adds to a study; reruns of a winner are among them."""
+    """Returns the trials that an event adds to a study, including reruns of a winner."""
     if event["event"] in ("study_started", "study_extended", "contenders_chosen", "confirmation_planned"):
         return event["trials"]
     if event["event"] == "trial_proposed":
@@ -229,24 +229,25 @@ def plans_of(event: Event) -> list[TrialPlan]:
 
 
 class AtWork(TypedDict):
-    """The driver is alive, though nothing else has happened for a minute: its time up to here was paid for."""
+    """The driver is alive although nothing else has happened for a minute; its time so far counts as paid."""
 
     event: Literal["at_work"]
     time: float
 
 
 def at_work() -> AtWork:
-    """The event of a driver that is at work now."""
+    """Returns the event of a driver that is at work now."""
     return {"event": "at_work", "time": time.time()}
 
 
 class TrialStarted(TypedDict):
-    """A trial began, or began again: ``attempt`` counts from 1.
+    """A trial begins, or begins again: ``attempt`` counts from 1.
 
-    A trial that was paused and continues is in the same attempt. With several workers, or in a training run, there are
-    also the number of workers, the optimiser step, and why the attempt before ended. In a study ``slot`` counts the
-    worker groups from 1, and ``reused`` says whether the group's processes have trained another leg before. ``lanes``
-    is the number of trials that are trained as one program from now on, if it is one of a cohort.
+    A trial that continues after a pause is in the same attempt. With several workers, or in a training run, the event
+    also has the number of workers, the optimiser step, and the reason for the end of the previous attempt. In a study
+    ``slot`` counts the worker groups from 1, and ``reused`` says whether the group's processes have trained another leg
+    before. ``lanes`` is the number of trials that are trained as one program from now on, if the trial belongs to a
+    cohort.
     """
 
     event: Literal["trial_started"]
@@ -262,7 +263,7 @@ class TrialStarted(TypedDict):
 
 
 def trial_started(trial: str, attempt: int, lanes: int = 1) -> TrialStarted:
-    """The event of a trial that starts now, alone or as one of ``lanes``."""
+    """Returns the event of a trial that starts now, alone or as one of ``lanes`` trials."""
     event: TrialStarted = {
         "event": "trial_started",
         "time": time.time(),
@@ -275,15 +276,16 @@ def trial_started(trial: str, attempt: int, lanes: int = 1) -> TrialStarted:
 
 
 def workers_started(trial: str, attempt: int, workers: int, step: int, after: str | None) -> TrialStarted:
-    """The same of a training run, whose workers start at ``step``; ``after`` says why they had ended before."""
+    """Returns the event of a training run whose workers start at ``step``; ``after`` says why they had ended before."""
     event = trial_started(trial, attempt)
     return {**event, "workers": workers, "step": step, "after": after}
 
 
 class FormChosen(TypedDict):
-    """A trial has timed the forms of a step of this ``shape``: all trials of that shape are trained in the one chosen.
+    """A trial has timed the forms of a step of this ``shape``. All trials of that shape are trained in the chosen form.
 
-    ``choice`` are the values of a :class:`nfnet_ray.training.form.forms.Choice`. The first event of a shape holds.
+    ``choice`` has the values of a :class:`nfnet_ray.training.form.forms.Choice`. The first event of a shape is
+    decisive.
     """
 
     event: Literal["form_chosen"]
@@ -294,7 +296,7 @@ class FormChosen(TypedDict):
 
 
 def form_chosen(trial: str, shape: str, choice: Mapping[str, Any]) -> FormChosen:
-    """The event of a form that is chosen now."""
+    """Returns the event of a form that is chosen now."""
     return {
         "event": "form_chosen",
         "time": time.time(),
@@ -305,9 +307,9 @@ def form_chosen(trial: str, shape: str, choice: Mapping[str, Any]) -> FormChosen
 
 
 class TrialPaused(TypedDict):
-    """A trial has reached a rung: it keeps a checkpoint, and waits until it is promoted or given up.
+    """A trial has reached a rung: it keeps a checkpoint and waits until it is promoted or given up.
 
-    ``rung`` is the rung in seconds of training; where rungs are in epochs it is ``epoch``.
+    ``rung`` is the rung in seconds of training. It is missing if rungs are in epochs; the rung is then ``epoch``.
     """
 
     event: Literal["trial_paused"]
@@ -318,7 +320,7 @@ class TrialPaused(TypedDict):
 
 
 def trial_paused(trial: str, epoch: int, rung: float | None = None) -> TrialPaused:
-    """The event of a trial that pauses now."""
+    """Returns the event of a trial that pauses now."""
     event: TrialPaused = {"event": "trial_paused", "time": time.time(), "trial": trial, "epoch": epoch}
     if rung is not None:
         event["rung"] = rung
@@ -326,10 +328,10 @@ def trial_paused(trial: str, epoch: int, rung: float | None = None) -> TrialPaus
 
 
 class TrialPromoted(TypedDict):
-    """A trial continues after the rung at ``epoch``, for this ``reason``. One that is given up ends as ``stopped``.
+    """A trial continues after the rung at ``epoch``, for this ``reason``. A trial that is given up ends as ``stopped``.
 
-    ``rung`` is the rung in seconds of training, where rungs are in seconds. ``where`` says in words where the rung is,
-    if it is more than an epoch.
+    ``rung`` is the rung in seconds of training, if rungs are in seconds. ``where`` describes the rung in words if it is
+    not just an epoch.
     """
 
     event: Literal["trial_promoted"]
@@ -344,7 +346,7 @@ class TrialPromoted(TypedDict):
 def trial_promoted(
     trial: str, epoch: int, reason: str, rung: float | None, where: str | None
 ) -> TrialPromoted:
-    """The event of a trial that is promoted now."""
+    """Returns the event of a trial that is promoted now."""
     event: TrialPromoted = {
         "event": "trial_promoted",
         "time": time.time(),
@@ -360,7 +362,7 @@ def trial_promoted(
 
 
 def promotion_in_words(event: TrialPromoted) -> str:
-    """``promoted at epoch 2: 81.2%, 1st of 6``."""
+    """Formats a promotion, such as ``promoted at epoch 2: 81.2%, 1st of 6``."""
     return f"promoted {event.get('where') or 'at epoch {}'.format(event['epoch'])}: {event['reason']}"
 
 
@@ -368,17 +370,17 @@ class EpochEnded(TypedDict):
     """The measurements of one epoch. A later event of the same trial and epoch replaces an earlier one.
 
     ``validation_top1`` is a fraction from 0 to 1; ``train_seconds`` is cumulative over the trial. ``correct_images`` is
-    the text of a :class:`nfnet_ray.correct_images.CorrectImages`; it is there for the epochs at which a trial finished
-    or paused. ``clipping`` is the text of a :class:`nfnet_ray.clipping.Clipping` of the steps since the record before;
-    at most 32 epochs of a training have one. ``conditions`` is JSON, as
-    :func:`nfnet_ray.training.measurement.conditions.conditions_text` writes it; it is there for the first epoch that a
-    process has finished of a trial, and holds from that epoch on. ``system`` says how busy the trial's nodes were since
-    the epoch that had it before: {host: {name of one of MLflow's system metrics: value}}, every ten seconds at most.
-    Nothing is decided by it, and :class:`~nfnet_ray.tracking.state.StudyState` does not keep it.
+    the text of a :class:`nfnet_ray.correct_images.CorrectImages` for epochs at which a trial finished or paused.
+    ``clipping`` is the text of a :class:`nfnet_ray.clipping.Clipping` of the steps since the previous record; at most
+    32 epochs of a training have one. ``conditions`` is JSON, written by
+    :func:`nfnet_ray.training.measurement.conditions.conditions_text`, for the first epoch of a trial that a process
+    finishes; it applies from that epoch on. ``system`` contains the load of the trial's nodes since the previous
+    record: {host: {name of one of MLflow's system metrics: value}}, at most every ten seconds. No decision depends on
+    it, and :class:`~nfnet_ray.tracking.state.StudyState` does not keep it.
 
-    Where a trial trains several complete schedules one after the other, ``epoch`` counts the epochs of all of them, and
-    the metrics have ``schedule_epochs``, the length of the one that it belongs to, and ``schedule_epoch``, its number
-    in that one.
+    If a trial trains several complete schedules one after the other, ``epoch`` counts the epochs of all of them. The
+    metrics then have ``schedule_epochs``, the length of the epoch's schedule, and ``schedule_epoch``, the epoch's
+    number within it.
     """
 
     event: Literal["epoch"]
@@ -397,15 +399,15 @@ EPOCH_TEXTS: tuple[Literal["correct_images", "clipping", "conditions"], ...] = (
     "clipping",
     "conditions",
 )
-"""What may be known of an epoch besides its metrics, and is kept."""
+"""The texts that an epoch may have besides its metrics, and that the state keeps."""
 SYSTEM: Literal["system"] = "system"
-"""The text with which a worker reports the system metrics of its nodes, as JSON."""
+"""The name of the text, in JSON, with which a worker reports the system metrics of its nodes."""
 
 
 def epoch_ended(
     trial: str, epoch: int, metrics: Mapping[str, float | None], texts: Mapping[str, str] | None = None
 ) -> EpochEnded:
-    """The event of an epoch that is reported now. ``texts`` are those that the worker reports with it."""
+    """Returns the event of an epoch that is reported now, with the ``texts`` that the worker reports with it."""
     event: EpochEnded = {
         "event": "epoch",
         "time": time.time(),
@@ -413,7 +415,8 @@ def epoch_ended(
         "epoch": epoch,
         "metrics": dict(metrics),
     }
-    # In front: a line that ends with it is one that read_last_epochs may leave out.
+    # Inserted before the texts: read_last_epochs leaves out lines that end with an object, and lines with texts are
+    # needed.
     if texts and SYSTEM in texts:
         event["system"] = json.loads(texts[SYSTEM])
     for name in EPOCH_TEXTS:
@@ -423,7 +426,7 @@ def epoch_ended(
 
 
 class TrialEnded(TypedDict):
-    """How a trial ended after ``epochs`` epochs. An interrupted one may start again."""
+    """A trial has ended after ``epochs`` epochs. An interrupted trial may start again."""
 
     event: Literal["trial_ended"]
     time: float
@@ -434,7 +437,7 @@ class TrialEnded(TypedDict):
 
 
 def trial_ended(trial: str, state: TrialOutcome, reason: str | None, epochs: int) -> TrialEnded:
-    """The event of a trial that ends now."""
+    """Returns the event of a trial that ends now."""
     return {
         "event": "trial_ended",
         "time": time.time(),
@@ -446,9 +449,9 @@ def trial_ended(trial: str, state: TrialOutcome, reason: str | None, epochs: int
 
 
 class StudyEnded(TypedDict):
-    """The driver has left in good order; ``wall_seconds`` is the time of all drivers at work.
+    """The driver has ended in good order; ``wall_seconds`` is the time of all drivers at work.
 
-    ``reason`` says why it left early, if a cap was reached.
+    ``reason`` says which cap was reached, if the study ended early for that.
     """
 
     event: Literal["study_ended"]
@@ -459,7 +462,7 @@ class StudyEnded(TypedDict):
 
 
 def study_ended(state: StudyOutcome, wall_seconds: float, reason: str | None = None) -> StudyEnded:
-    """The event of a driver that leaves now."""
+    """Returns the event of a driver that ends now."""
     event: StudyEnded = {
         "event": "study_ended",
         "time": time.time(),
@@ -491,5 +494,5 @@ Event = (
 
 
 def study_id(started: StudyStarted) -> str:
-    """A name that no other study has, even one of the same name elsewhere: name and start in UTC milliseconds."""
+    """Returns a unique name of a study, even among studies of the same name: name and start in UTC milliseconds."""
     return f"{started['study']['name']}-{round(started['time'] * 1000)}"

@@ -1,7 +1,7 @@
-"""How long the accelerators of a study were idle, and why: a function of its journal alone.
+"""Computes how long the accelerators of a study were idle, and why, from its journal alone.
 
-A study has a number of *places*: trials that run at once. A place is idle while no trial holds it, and while the trial
-that holds it has not begun to train. Imports nothing of the state, which feeds it.
+A study has a number of *places* for trials that run at once. A place is idle while no trial holds it, and while its
+trial has not begun to train. This module imports nothing of the state, which feeds it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _Activity = Literal["running", "ready", "undecided", "over"]
 
 @dataclass(frozen=True)
 class IdleTime:
-    """Idle accelerator-seconds of a study, in all attempts, by what the places waited for.
+    """The idle accelerator-seconds of a study, in all attempts, by what the places waited for.
 
     Attributes:
-        starting: for trials that were ready: for Ray to start them, and for their first batch.
-        deciding: for a decision: trials waited at a rung, or a search for the results of others.
-        without_trial: for nothing: the last trials ran, and no other was left.
+        starting: waiting for ready trials: for Ray to start them, and for their first batch.
+        deciding: waiting for a decision: trials at a rung, or a search that needs the results of others.
+        without_trial: waiting for nothing: the last trials ran, and no other trial was left.
         available: accelerator-seconds of all places while a driver was at work.
     """
 
@@ -38,11 +38,11 @@ class IdleTime:
 
     @property
     def share(self) -> float:
-        """Idle seconds as a fraction of those that were available."""
+        """Idle seconds as a fraction of the available ones."""
         return self.seconds / self.available if self.available else 0.0
 
     def sentence(self, accelerator: str) -> str:
-        """``12% of the GPU time was idle: 0:40 starting trials, 2:10 waiting for decisions``."""
+        """Formats the idle time: ``12% of the GPU time was idle: 0:40 starting trials, 2:10 waiting for decisions``."""
         parts = [
             f"{clock_time(seconds)} {what}"
             for seconds, what in (
@@ -57,9 +57,9 @@ class IdleTime:
 
 
 class Places:
-    """What the places of a study do, told event by event. Times are Unix seconds.
+    """Tracks the places of a study, event by event. Times are Unix seconds.
 
-    Every event but epochs and signs of life costs the same, however many trials there are.
+    The cost of an event, except epochs and signs of life, does not depend on the number of trials.
     """
 
     def __init__(self) -> None:
@@ -73,18 +73,18 @@ class Places:
         self._available = 0.0
 
     def begin(self, now: float, places: int | None, accelerators: float, planned: int) -> None:
-        """A driver begins: on ``places`` places (None: its journal does not say) of some accelerators each.
+        """Records that a driver begins, with ``places`` places (None: not in its journal) of some accelerators each.
 
-        ``planned`` is how many trials there may be in the end.
+        ``planned`` is the largest possible number of trials in the end.
         """
         self._places, self._accelerators, self._planned, self._since = places, accelerators, planned, now
 
     def plan(self, planned: int) -> None:
-        """Take in how many trials there may be in the end, of a study that is extended."""
+        """Updates the largest possible number of trials in the end, when a study is extended."""
         self._planned = planned
 
     def pass_time(self, now: float) -> None:
-        """Take in that nothing has changed up to ``now``."""
+        """Records that nothing has changed up to ``now``."""
         if self._since is None or self._places is None:
             return
         for name, seconds in self._seconds_until(now).items():
@@ -93,14 +93,14 @@ class Places:
         self._since = max(now, self._since)
 
     def end(self, now: float) -> None:
-        """The driver has left, or was killed."""
+        """Records that the driver has ended, or was killed."""
         self.pass_time(now)
         self._since = None
 
     def note(self, trial: str, activity: _Activity, part: float = 1.0) -> None:
-        """A trial runs now, is ready to start, waits for a decision, or is over.
+        """Records that a trial runs now, is ready to start, waits for a decision, or is over.
 
-        ``part`` is what a running one holds of a place: all of it, unless it is one of a cohort.
+        ``part`` is the share of a place that a running trial holds: 1, unless the trial belongs to a cohort.
         """
         before = self._activities.get(trial)
         if before is not None:
@@ -109,9 +109,9 @@ class Places:
         self._numbers[activity] += self._activities[trial][1]
 
     def idle_time(self, now: float, startup_seconds: float) -> IdleTime | None:
-        """The idle time up to ``now``; None where the journal does not say how many places there are.
+        """Returns the idle time up to ``now``; None if the journal does not contain the number of places.
 
-        ``startup_seconds`` are those of all trials until their first batch.
+        ``startup_seconds`` is the total time of all trials until their first batch.
         """
         if self._places is None:
             return None
@@ -120,7 +120,7 @@ class Places:
             elapsed = max(0.0, now - self._since) * self._places
         free = {name: self._free[name] + pending[name] for name in self._free}
         available = self._available + elapsed
-        # The clocks of two machines may differ: no more than the time in which trials held their places.
+        # Limited to the time in which trials held their places, because the clocks of two machines may differ.
         starting = free["starting"] + min(startup_seconds, max(0.0, available - sum(free.values())))
         each = self._accelerators
         return IdleTime(
@@ -128,11 +128,11 @@ class Places:
         )
 
     def _seconds_until(self, now: float) -> dict[str, float]:
-        """Seconds of free places from the last event to ``now``, by what they wait for."""
+        """Returns the seconds of free places from the last event to ``now``, by what they wait for."""
         if self._since is None or self._places is None:
             return dict.fromkeys(self._free, 0.0)
         seconds, numbers = max(0.0, now - self._since), self._numbers
-        # Parts of places add up to whole ones but for their last bits.
+        # Shares of places add up to whole places except for rounding errors.
         free = max(0.0, self._places - round(numbers["running"], 9))
         starting = min(free, numbers["ready"])
         undecided = numbers["undecided"] + max(0, self._planned - len(self._activities))
@@ -145,6 +145,6 @@ class Places:
 
 
 def planned_trials(study: Mapping[str, Any]) -> int:
-    """How many trials a study that its journal describes has in the end, with those that a search proposes; or 0."""
+    """Returns the final number of trials in a study that proposes trials, from its description; 0 for other studies."""
     search = study.get("search")
     return search["settings"] * len(study.get("seeds", ())) if search and "lag" in search else 0

@@ -1,10 +1,10 @@
-"""How a journal is written and read: a text file of JSON objects, one a line, that only ever grows.
+"""Writes and reads a journal: an append-only text file with one JSON object on each line.
 
-Numbers that JSON cannot hold are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``
-and come back as floats, so those three strings are reserved everywhere in an event.
+Numbers that JSON cannot represent are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"`` and read
+back as floats, so these three strings are reserved everywhere in an event.
 
-A process that dies while it writes leaves a torn last line. Readers stop in front of it, and
-:class:`Journal` cuts it off before it appends, so that the next event does not grow out of a stump.
+A process that dies while it writes leaves an incomplete last line. Readers stop before it, and :class:`Journal` removes
+it before it appends, so that the next event does not continue an incomplete line.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ from nfnet_ray.version import __version__
 JOURNAL_FILE = "journal.jsonl"
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-# As Journal writes them; its keys are always in this order. The group is the trial's name, quoted.
+# The form in which Journal writes an epoch, whose keys always have this order. The group is the quoted name of the
+# trial.
 _EPOCH_LINE = re.compile(
     rb'\{"event":"epoch","time":[-+.\de]+,"trial":("(?:[^"\\]|\\.)*"),"epoch":\d+,"metrics":\{'
 )
 
 
 class Journal:
-    """Appends events to a journal. One process writes a journal at a time; any number may read it.
+    """Appends events to a journal. Only one process writes a journal at a time; any number of processes may read it.
 
-    ``append`` returns when the line has reached the disk (or the server of a network file system), so
-    an event that was appended survives the death of the process and of the machine.
+    ``append`` returns when the line has reached the disk (or the server of a network file system), so the event
+    survives the death of the process and of the machine.
 
     >>> with Journal(study_directory / JOURNAL_FILE) as journal:                   # doctest: +SKIP
     ...     journal.append(study_resumed(changed={}))
 
-    Raises UserError if this user may not write it.
+    Raises UserError if the user lacks the permission to write the journal.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not append mode: a torn tail has to be cut off first.
-        # Unbuffered: after a full disk nothing waits in a buffer to be written into the middle of a later line.
+        # Not in append mode, because an incomplete last line has to be removed first. Unbuffered, so that after a full
+        # disk no rest of a line stays in a buffer, from where it would later be written into another line.
         try:
-            # The umask decides who else may write it: a team's, 002, lets the group resume the study.
+            # The umask decides who else may write the journal: a team's umask, 002, lets the group resume the study.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError as error:
             raise UserError(
@@ -62,7 +63,10 @@ class Journal:
         self._stream.seek(0, os.SEEK_END)
 
     def append(self, event: Event, /) -> None:
-        """Write one event as one line and wait until it is stored. Raises OSError; then nothing of it is there."""
+        """Writes one event as one line and waits until it is stored.
+
+        Raises OSError if that fails; the journal is then unchanged.
+        """
         line = json.dumps(_to_json(event), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         end = self._stream.seek(0, os.SEEK_END)
         rest = memoryview(line.encode() + b"\n")
@@ -89,21 +93,21 @@ class Journal:
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Yield ``(event, end)`` for each complete line from byte ``offset`` on.
+    """Yields ``(event, end)`` for each complete line from byte ``offset`` on.
 
-    ``end`` is the byte after the event's line: the offset to continue from. A last line without its line
-    break is still being written, or torn, and is left out. A journal that does not exist is empty.
+    ``end`` is the byte after the event's line, i.e. the offset to continue from. A last line without its line break is
+    incomplete or still being written, and is left out. A journal that does not exist counts as empty.
 
     Raises:
-        UserError: a complete line is not a JSON object with an ``event`` (the disk, or a person, has
-            changed the file), the file is shorter than ``offset``, or it cannot be read.
+        UserError: a complete line is not a JSON object with an ``event`` (the disk, or a person, has changed the file),
+            the file is shorter than ``offset``, or it cannot be read.
     """
     for line, end in _whole_lines(path, offset):
         yield _parsed(line, path, end), end
 
 
 def read_last_epochs(path: Path) -> Iterator[Event]:
-    """Yield the events of a journal, without the epochs that say nothing about where the study is.
+    """Yields the events of a journal, without the epochs that do not affect the state of the study.
 
     An epoch is left out if a later one of the same trial follows before any event of another kind. Those lines, nearly
     all of a long journal, are not parsed, so damage within one of them may go unnoticed.
@@ -115,7 +119,7 @@ def read_last_epochs(path: Path) -> Iterator[Event]:
     for line, end in _whole_lines(path, 0):
         epoch = _EPOCH_LINE.match(line)
         if epoch and line.endswith(b"}}\n"):
-            waiting.pop(epoch[1], None)  # so that the others stay in their order
+            waiting.pop(epoch[1], None)  # so that the order of the others is kept
             waiting[epoch[1]] = line, end
             continue
         for kept, kept_end in waiting.values():
@@ -127,7 +131,7 @@ def read_last_epochs(path: Path) -> Iterator[Event]:
 
 
 def newer_version(versions: Iterable[str]) -> str | None:
-    """The newest of some versions of nfnet_ray, if it is newer than this one.
+    """Returns the newest of some versions of nfnet_ray, if it is newer than this version.
 
     >>> newer_version(["0.1.0", "999.0", "998.1"]), newer_version(["0.0.1", "unknown"])
     ('999.0', None)
@@ -137,7 +141,7 @@ def newer_version(versions: Iterable[str]) -> str | None:
 
 
 def not_understood(what: str, versions: Iterable[str], why: object) -> UserError:
-    """The error of a journal, written by these versions, that says something which this version does not know."""
+    """Returns the error for a journal, written by these versions, that this version does not understand."""
     newer = newer_version(versions)
     if newer is not None:
         return UserError(
@@ -150,13 +154,13 @@ def not_understood(what: str, versions: Iterable[str], why: object) -> UserError
 
 
 def _numbers(version: str) -> list[int]:
-    """``1.2.3`` as numbers that can be compared; none in a text that is no version."""
+    """Parses ``1.2.3`` to a list of numbers that can be compared; empty for a text that is not a version."""
     found = re.match(r"\d+(?:\.\d+)*", version)
     return [int(number) for number in found[0].split(".")] if found else []
 
 
 def _whole_lines(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:
-    """Yield each complete line from byte ``offset`` on, and the byte after it."""
+    """Yields each complete line from byte ``offset`` on, and the byte after it."""
     try:
         stream = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
@@ -175,13 +179,13 @@ def _whole_lines(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _parsed(line: bytes, path: Path, end: int) -> Event:
-    """The event of the line that ends at byte ``end``. Raises UserError if it is none."""
+    """Parses the line that ends at byte ``end``. Raises UserError if it is not an event."""
     try:
         try:
             event = orjson.loads(line)
-        except orjson.JSONDecodeError:  # the standard library takes a little more, and has the last word
+        except orjson.JSONDecodeError:  # the standard library accepts a little more, so it decides
             event = json.loads(line)
-        # Few lines have one: to look into each takes longer.
+        # Checked first, because few lines have such a string, and searching all values of an event takes longer.
         if b'NaN"' in line or b'Infinity"' in line:
             event = _from_json(event)
         event["event"]

@@ -9,9 +9,9 @@ from nfnet_ray.tracking.state import StudyState
 
 
 class JournalReader:
-    """The state of a study after any line of its journal. From one line to a later one it reads only what is between.
+    """Returns the state of a study after any line of its journal. For a later line, only the lines in between are read.
 
-    It forgets the details of trials that have ended (:meth:`StudyState.forget_details`). Not thread-safe.
+    Details of trials that have ended are dropped (:meth:`StudyState.forget_details`). Not thread-safe.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -23,11 +23,11 @@ class JournalReader:
         self._state.forget_details()
 
     def state_at(self, end: int) -> StudyState:
-        """The state after the line that ends at byte ``end``; valid until the next call.
+        """Returns the state after the line that ends at byte ``end``; valid until the next call.
 
         Raises UserError if the journal is damaged.
         """
-        if end < self._end:  # an event that is written again
+        if end < self._end:  # an earlier event that is written again
             self._begin()
         if end > self._end:
             for event, at in read_events(self._journal, self._end):

@@ -1,4 +1,4 @@
-"""Names and values of Recipe fields for people, the same in MLflow, tables and plots."""
+"""Formats names and values of Recipe fields for people, in the same way in MLflow, tables and plots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nfnet_ray.recipe import WEIGHTS_DIGEST_MARK
 
 
 class Absent(enum.StrEnum):
-    """Stands in a table for the value of a field that is not swept at a point: it keeps the Recipe's value there."""
+    """The value, in a table, of a field that is not swept at a point and therefore keeps the Recipe's value."""
 
     ABSENT = "–"
 
@@ -20,14 +20,14 @@ ABSENT = Absent.ABSENT
 
 
 def without_absent(point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point of a table without the fields that are not swept there."""
+    """Returns a point of a table without the fields that are not swept there."""
     return {field: value for field, value in point.items() if value is not ABSENT}
 
 
 def endings(dotted_names: Iterable[str]) -> dict[str, str]:
-    """Shorten each dotted name to its last components, to as few as keep it different from the others.
+    """Shortens each dotted name to its last components, as few as distinguish it from the others.
 
-    Trials are named by these in journals and folders, so they have to stay as they are.
+    The names of trials in journals and folders are built from these, so the result must not change.
 
     >>> endings(["optimizer.agc.clip_factor", "batch_size"])
     {'optimizer.agc.clip_factor': 'clip_factor', 'batch_size': 'batch_size'}
@@ -53,7 +53,7 @@ def endings(dotted_names: Iterable[str]) -> dict[str, str]:
 
 
 def short_names(dotted_names: Iterable[str]) -> dict[str, str]:
-    """The :func:`endings` of dotted names for people: ``model.name`` is called ``model``.
+    """Returns the :func:`endings` of dotted names for people: ``model.name`` becomes ``model``.
 
     >>> short_names(["model.name", "optimizer.name"])
     {'model.name': 'model', 'optimizer.name': 'optimizer'}
@@ -64,7 +64,7 @@ def short_names(dotted_names: Iterable[str]) -> dict[str, str]:
 
 
 def value_label(value: Any) -> str:
-    """A value as a person would write it: ``none``, ``true``, ``0.01``, ``64 × 128``, ``F0_haiku.npz``, ``–``.
+    """Formats a value as a person would write it: ``none``, ``true``, ``0.01``, ``64 × 128``, ``F0_haiku.npz``, ``–``.
 
     >>> value_label(("classifier.weight", "stem.*")), value_label(())
     ('classifier.weight, stem.*', 'nothing')
@@ -78,14 +78,14 @@ def value_label(value: Any) -> str:
     if isinstance(value, list | tuple):
         between = ", " if any(isinstance(item, str) for item in value) else " × "
         return between.join(value_label(item) for item in value) or "nothing"
-    # The name of a file is enough.
+    # Paths are shortened to the name of the file.
     if isinstance(value, str) and (WEIGHTS_DIGEST_MARK in value or PurePath(value).is_absolute()):
         return PurePath(value.partition(WEIGHTS_DIGEST_MARK)[0]).name
     return str(value)
 
 
 def point_label(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """A point in words, ``clip_factor 0.01, batch_size 64``, without the fields that are absent.
+    """Formats a point, such as ``clip_factor 0.01, batch_size 64``, without the fields that are absent.
 
     ``names`` comes from :func:`short_names`.
 
@@ -99,9 +99,9 @@ def point_label(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 
 def stratum_label(stratum: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """The conditions of some trials in words: ``batch_size 64, ascent_share –``, where a dash is an absent field.
+    """Formats the conditions of some trials: ``batch_size 64, ascent_share –``, where a dash is an absent field.
 
-    A field whose name is empty is said by its value.
+    A field with an empty name is represented by its value.
     """
     return ", ".join(
         f"{names.get(field, field)} {value_label(value)}".lstrip() for field, value in stratum.items()

@@ -1,4 +1,4 @@
-"""The lock of a study: one process at a time, on any machine that shares the storage, runs or changes it."""
+"""The lock of a study: only one process, on all machines that share the storage, may run or change it at a time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from nfnet_ray.places import in_words, remedy_for
 
 LOCK_FILE = "running.lock"
 LOOK_SECONDS = 0.5
-# Of NFS 3 without a lock daemon, and of file systems that know no locks: flock(2), nfs(5).
+# The errors of NFS 3 without a lock daemon, and of file systems without locks: flock(2), nfs(5).
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def alone_with(directory: Path) -> Generator[None]:
-    """Inside the block no other process runs or changes the study in ``directory``, which is made if it is missing.
+    """Locks the study in ``directory``, which is created if it is missing, against other processes.
 
-    Raises UserError if another one does, if nothing can be written there, or if the file system has no locks.
+    Raises UserError if another process holds the lock, if the directory cannot be written, or if the file system has no
+    locks.
     """
     from filelock import FileLock, Timeout
 
@@ -48,7 +49,7 @@ def alone_with(directory: Path) -> Generator[None]:
 
 
 def check_not_running(directory: Path) -> None:
-    """Raises UserError if another process runs the study in ``directory`` at this moment. Leaves nothing behind."""
+    """Raises UserError if another process runs the study in ``directory`` at this moment. Changes no files."""
     if is_running(directory):
         raise _is_run_by_another(directory)
 
@@ -58,9 +59,10 @@ def _is_run_by_another(directory: Path) -> UserError:
 
 
 def is_running(directory: Path) -> bool:
-    """Whether a process holds the lock of the study in ``directory``. Leaves nothing behind.
+    """Whether a process holds the lock of the study in ``directory``. Changes no files.
 
-    A shared lock is tried, and given back at once: two processes that ask at the same time do not disturb each other.
+    A shared lock is acquired and released at once, so that two processes that check at the same time do not disturb
+        each other.
     """
     try:
         stream = (directory / LOCK_FILE).open("rb")
@@ -71,14 +73,14 @@ def is_running(directory: Path) -> bool:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # a file system without locks, on which nobody can hold one
+        except OSError:  # a file system without locks, on which no process can hold one
             return False
         fcntl.flock(stream, fcntl.LOCK_UN)
     return False
 
 
 def wait_until_free(directory: Path, seconds: float, say: Callable[[str], object]) -> None:
-    """Waits until no process holds the lock of the study in ``directory``, at most so long. ``say`` tells a person."""
+    """Waits, for ``seconds`` at most, until no process holds the lock of a study. ``say`` shows a message."""
     deadline = time.monotonic() + seconds
     if is_running(directory):
         say(

@@ -1,7 +1,7 @@
-"""The state of a study, rebuilt from its journal: for display, resuming, analysis and MLflow.
+"""Rebuilds the state of a study from its journal: for display, resuming, analysis and MLflow.
 
-Only here are the lines of a journal added up. A :class:`StudyState` takes the events one by one, whether they have just
-happened or are read from a file.
+This is the only place where the lines of a journal are added up. A :class:`StudyState` applies the events one by one,
+whether they have just happened or are read from a file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD, TrialProgress, act
 
 @dataclass(frozen=True)
 class Session:
-    """What one driver ran on. None where the journal, of an earlier version, does not say."""
+    """The hardware, versions and places of one driver. None if the journal is of a version that did not record them."""
 
     hardware: Hardware | None
     versions: Versions | None
@@ -60,12 +60,12 @@ class StudyState:
 
     Attributes:
         started: the journal's first event, with all extensions applied to it; None before the first event.
-        ended: the last event of the latest driver, if that ended in good order; None while it is at work, or after it
-            was killed.
-        changed: {field of the Recipe: value} that was changed when the study was resumed.
+        ended: the last event of the latest driver if it ended in good order; None while a driver is at work, or after
+            it was killed.
+        changed: {field of the Recipe: value} of the fields that were changed when the study was resumed.
         caps: the latest caps on the spending, and the latest price of an accelerator-hour.
         extensions: the commands that have extended the study, in their order.
-        sessions: what each driver ran on: the one that started the study, then those that resumed it.
+        sessions: one for each driver: the one that started the study, then those that resumed it.
         trials: {name: progress}, in the order of the plan, then those that were proposed later, then those that an
             extension has left out.
         plans: {name: plan} of the same trials, once the journal has begun.
@@ -73,15 +73,15 @@ class StudyState:
             started or last extended.
         further: {name: plan} of the further seeds of contenders; these trials are in ``trials`` and not in ``plans``.
         repeating: the names of the trials in ``further`` that are part of the study now.
-        dropped: {trial of a setting that is not a contender: why}.
+        dropped: {trial of a setting that is not a contender: the reason}.
         has_contenders: whether the contenders have been chosen since a setting was trained, or the study extended,
             last.
         reruns: {name: plan} of all reruns of a winner, which are in ``trials`` and not in ``plans``.
         confirming: the names of the trials in ``reruns`` that confirm a winner now; the others reran earlier ones.
         has_winners: whether the winners have been chosen since a setting was trained, or the study extended, last.
         forms: {shape of a step: the form that was chosen for all trials with a step of this shape}.
-        notes: what people have said about the study, in the order of time.
-        tags: {key: value} that people have given it.
+        notes: the notes that people have added to the study, in chronological order.
+        tags: the {key: value} tags that people have added.
         last_event_time: Unix seconds of the latest event, 0 before the first.
         journal_bytes: the end of the last line that :meth:`read` has read; 0 if it read none, or only last epochs.
         latest: the trial of the latest event that is not a sign of life; None if that event is about the study.
@@ -120,9 +120,9 @@ class StudyState:
 
     @staticmethod
     def read(directory: Path, *, last_epochs_only: bool = False) -> tuple[StudyState, StudyStarted]:
-        """The state of the study whose results are in ``directory``, and how it was started.
+        """Reads the state of the study whose results are in ``directory``. Returns the state and the first event.
 
-        ``last_epochs_only`` takes a fraction of the time; trials then have not all of their epochs, but the last one.
+        ``last_epochs_only`` takes a fraction of the time; trials then have their last epoch, but not all earlier ones.
 
         Raises:
             UserError: there is no journal, it is damaged, it does not begin with ``study_started``, or it has events
@@ -151,7 +151,7 @@ class StudyState:
         return state, state.started
 
     def copy(self) -> StudyState:
-        """The same state, on which events can be tried. The metrics of epochs are shared with it."""
+        """Returns a copy on which events can be tried. It shares the metrics of epochs with the original."""
         copied = copy.copy(self)
         copied.trials = {name: copy.copy(trial) for name, trial in self.trials.items()}
         for trial in copied.trials.values():
@@ -162,10 +162,10 @@ class StudyState:
         return copied
 
     def forget_details(self) -> None:
-        """From now on keeps only what a driver needs of trials that have ended.
+        """Keeps from now on only those details of ended trials that a driver needs.
 
-        This takes a few hundred bytes for each of them instead of 30 kB. Decisions, the table, MLflow and the choice of
-        winners need no more, and the report reads the journal.
+        This takes a few hundred bytes for each trial instead of 30 kB. The details suffice for decisions, the table,
+        MLflow and the choice of winners; the report reads the journal.
         """
         self._forgets = True
         for trial in self.trials.values():
@@ -173,8 +173,8 @@ class StudyState:
                 trial.forget_details()
 
     def apply(self, event: Event) -> None:
-        """Adds the next event of the journal. Kinds of events that this version does not know change nothing."""
-        # These two tell nothing about when a driver was at work. A person annotates a study at any time, and a driver
+        """Applies the next event of the journal. Kinds of events that this version does not know change nothing."""
+        # These two events do not show that a driver was at work. A person annotates a study at any time, and a driver
         # records the extension just after it has recorded that it resumes the study.
         if event["event"] == "study_annotated":
             self.notes += event["notes"]
@@ -206,7 +206,7 @@ class StudyState:
                 self.ended = event
                 self._wall_seconds_before, self._session = event["wall_seconds"], None
             case "trial_proposed":
-                # New dictionaries: others may be walking through these, in the thread that draws the table.
+                # New dictionaries, because the thread that draws the table may be iterating over these.
                 name = event["trial"]
                 self.plans = {**self.plans, name: plans_of(event)[0]}
                 self.trials = {**self.trials, name: self.trials.get(name) or TrialProgress(name)}
@@ -227,7 +227,7 @@ class StudyState:
             case "trial_started" | "trial_paused" | "trial_promoted" | "epoch" | "trial_ended":
                 self._apply_to_trial(self.trials[event["trial"]], event)
             case "at_work":
-                pass  # its time is above
+                pass  # only its time matters, which is recorded above
         trial = self.trials.get(str(event.get("trial")))
         if event["event"] != "at_work":  # it changes nothing, and comes from another thread
             self.latest = trial
@@ -237,9 +237,10 @@ class StudyState:
             self._watch_places(event, trial, before)
 
     def _begin_session(self, event: StudyStarted | StudyResumed) -> None:
-        """Notes that a driver begins, and what it runs on."""
+        """Records that a driver begins, with its hardware, versions and places."""
         self._wall_seconds_before = self.wall_seconds
-        # A driver that was killed has recorded no end, so its trials hold accelerators until its last event.
+        # A driver that was killed has recorded no end, so its trials count as holding accelerators until its last
+        # event.
         self._release(self._session[1] if self._session else event["time"])
         self._session = (event["time"], event["time"])
         told: Mapping[str, Any] = (
@@ -249,11 +250,12 @@ class StudyState:
         self.sessions = [*self.sessions, session]
 
     def _extend(self, event: StudyExtended) -> None:
-        """Adds an extension. Adding the same one twice makes no difference."""
+        """Applies an extension. Applying the same one twice makes no difference."""
         assert self.started is not None
         earlier = self._study["recipe"]
         self.started = with_extension(self.started, event)
-        # A plan says what differs from the study's Recipe. As that has changed, earlier plans need its former values.
+        # A plan contains the differences from the study's Recipe. As the Recipe has changed, earlier plans need its
+        # former values.
         recipe = self._study["recipe"]
         changed = {name: value for name, value in earlier.items() if recipe.get(name) != value}
         now = {plan["name"]: plan for plan in plans_of(event)}
@@ -281,7 +283,7 @@ class StudyState:
             self.extensions.append(event["command"])
 
     def _add_trials(self, added: Mapping[str, TrialPlan], now: Container[str]) -> None:
-        """Adds trials to the plan: those that are part of the study ``now``, and others that were part of it before."""
+        """Adds trials to the plan: those that belong to the study ``now``, and others that belonged to it before."""
         new = {name: TrialProgress(name) for name in added if name not in self.trials}
         self.trials = {**self.trials, **new}
         for name in added:
@@ -290,7 +292,7 @@ class StudyState:
         self._places.plan(self._planned_trials())
 
     def _drop(self, dropped: Mapping[str, str]) -> None:
-        """Notes which settings are dropped, by the trials of their first seed. Others are dropped no longer."""
+        """Records which settings are dropped, by the trials of their first seed, in place of earlier ones."""
         for name in self.dropped:
             self.trials[name].reason = None
         self.dropped = dict(dropped)
@@ -309,7 +311,7 @@ class StudyState:
                 self.has_contenders &= trial.name in self.reruns or trial.name in self.further
                 trial.reused = event.get("reused")
                 trial.lanes = event.get("lanes", 1)
-                # Of what a cohort holds, each of its trials has an equal part.
+                # Each trial of a cohort has an equal share of the cohort's accelerators.
                 trial.hold(self._accelerators(event.get("workers")) / trial.lanes, self.last_event_time)
             case "trial_paused":
                 trial.state = "paused"
@@ -318,10 +320,10 @@ class StudyState:
                 trial.promoted[event.get("rung", event["epoch"])] = event["reason"]
                 trial.reason = promotion_in_words(event)
             case "epoch":
-                if event["epoch"] not in trial.epochs:  # journals of earlier versions have some twice
+                if event["epoch"] not in trial.epochs:  # journals of earlier versions repeat some epochs
                     top1 = event["metrics"].get(METRIC) or 0.0
                     names, values = self._reported.setdefault(event["epoch"], ([], array("d")))
-                    names.append(trial.name)  # and not the event's own copy of it
+                    names.append(trial.name)  # shares the trial's string instead of storing the event's copy
                     values.append(top1)
                 trial.add_epoch(event)
                 if trial.sessions[-1:] != [len(self.sessions) - 1]:
@@ -333,21 +335,21 @@ class StudyState:
                     trial.forget_details()
 
     def _release(self, now: float) -> None:
-        """Notes that from ``now`` on no trial holds an accelerator."""
+        """Records that from ``now`` on no trial holds an accelerator."""
         for trial in self.trials.values():
             if trial.accelerators:
                 trial.hold(0.0, now)
 
     def _accelerators(self, workers: int | None = None) -> float:
-        """The number of accelerators that ``workers`` hold, by default all workers of a trial."""
+        """Returns the number of accelerators that ``workers`` hold, by default all workers of a trial."""
         worker = self._study.get("worker", {})
         return accelerators(workers or worker.get("workers", 1), float(worker.get("gpus", 0)))
 
     def _watch_places(self, event: Event, trial: TrialProgress | None, before: float) -> None:
-        """Notes what the places do from this event on; ``before`` is the time of the event before it."""
+        """Records what the places do from this event on; ``before`` is the time of the previous event."""
         now = self.last_event_time
         if event["event"] in ("study_started", "study_resumed"):
-            self._places.end(before)  # of a driver that was killed
+            self._places.end(before)  # ends the session of a driver that was killed
             for known in self.members:
                 self._places.note(known.name, activity(known, resumed=True))
             described: Mapping[str, Any] = event if event["event"] == "study_resumed" else self._study
@@ -362,9 +364,9 @@ class StudyState:
             self._places.note(trial.name, activity(trial), 1 / trial.lanes)
 
     def _planned_trials(self) -> int:
-        """The most trials that there may be in the end, with those that a search proposes and the study adds."""
+        """Returns the largest possible final number of trials, including trials that are yet to be added."""
         planned = planned_trials(self._study)
-        # Two contenders at least for each winner (nfnet_ray/study/contenders.py).
+        # At least two contenders for each winner (nfnet_ray/study/contenders.py).
         further = 0 if self.has_contenders else 2 * len(self._study.get("more_seeds", ()))
         reruns = 0 if self.has_winners else self._study.get("confirm", 0)
         if not further + reruns:
@@ -379,16 +381,16 @@ class StudyState:
 
     @property
     def versions(self) -> list[str]:
-        """The versions of nfnet_ray that have written the journal, as far as it says."""
+        """The versions of nfnet_ray that have written the journal, as far as they are recorded."""
         told = (session.versions for session in self.sessions)
         return [str(versions["nfnet_ray"]) for versions in told if versions and "nfnet_ray" in versions]
 
     @property
     def outside(self) -> Set[str]:
-        """Names of the trials that are not trained any more. Their results stay as evidence.
+        """Names of the trials that are no longer trained. Their results stay as evidence.
 
-        They are the trials that an extension has left out, and the further seeds and reruns of settings that were
-        contenders or winners before it.
+        These are the trials that an extension has left out, and the further seeds and reruns of former contenders and
+        winners.
         """
         added = self.reruns.keys() | self.further.keys()
         return added.union(self._study.get("outside", ())) - {*self.confirming, *self.repeating}
@@ -402,21 +404,21 @@ class StudyState:
 
     @property
     def unfinished(self) -> list[str]:
-        """Names of the trials that still have something to do."""
+        """Names of the trials that have not ended for good."""
         return [trial.name for trial in self.members if trial.state not in ENDED_FOR_GOOD]
 
     def reported_at(self, epoch: int) -> list[tuple[str, float]]:
-        """(trial, validation top-1) of an epoch in the order of their first reports, for the median rule."""
+        """Returns (trial, validation top-1) of an epoch in the order of the first reports, for the median rule."""
         return list(zip(*self._reported.get(epoch, ((), ())), strict=True))
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds for which drivers were at work. One that was killed counts up to its last event."""
+        """Seconds for which drivers were at work. A driver that was killed counts up to its last event."""
         first, last = self._session or (0.0, 0.0)
         return self._wall_seconds_before + (last - first)
 
     def wall_seconds_at(self, now: float) -> float:
-        """The same up to ``now`` (Unix seconds), for a study whose driver has been at work since the last event."""
+        """Returns the wall seconds up to ``now`` (Unix seconds), if the driver has worked since the last event."""
         _, last = self._session or (0.0, now)
         return self.wall_seconds + max(0.0, now - last)
 
@@ -426,16 +428,16 @@ class StudyState:
         return self.accelerator_seconds_at(self._session[1] if self._session else 0.0)
 
     def accelerator_seconds_at(self, now: float) -> float:
-        """Accelerator-seconds of all trials and all their attempts up to ``now``, in Unix seconds.
+        """Returns the accelerator-seconds of all trials in all attempts up to ``now``, in Unix seconds.
 
-        Without a driver at work, they end with its last event.
+        Without a driver at work, they end with the last event of the latest driver.
         """
         return math.fsum(trial.accelerator_seconds_at(now) for trial in list(self.trials.values()))
 
     def idle_time(self, now: float | None = None) -> IdleTime | None:
-        """The time for which accelerators were idle up to ``now`` (Unix seconds), by default up to the last event.
+        """Returns the idle time of accelerators up to ``now`` (Unix seconds), by default up to the last event.
 
-        None for a journal of an earlier version, which does not say how many places there were.
+        None for a journal of an earlier version, which does not contain the number of places.
         """
         startup = math.fsum(
             (trial.last("startup_seconds") or 0.0) + (trial.last("warmup_seconds") or 0.0)
@@ -450,7 +452,7 @@ class StudyState:
 
 
 def _with_values(plans: Mapping[str, TrialPlan], values: Mapping[str, Any]) -> dict[str, TrialPlan]:
-    """The plans with values of the Recipe where they have none of their own."""
+    """Returns the plans with these values of the Recipe where a plan does not have its own."""
     return {name: {**plan, "recipe": {**values, **plan["recipe"]}} for name, plan in plans.items()}
 
 

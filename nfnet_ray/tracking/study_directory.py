@@ -1,4 +1,4 @@
-"""Finding a study from what a person types."""
+"""Finds a study by the name or path that a person types."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from nfnet_ray.settings import did_you_mean
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 
 RUNS = Path("runs")
-"""Where studies put their directories unless they are told otherwise."""
+"""The default folder of all studies."""
 _MOST_NAMED = 12  # in a message of one line
 
 
 def find_study(text: str | Path) -> Path:
-    """The study's directory: ``text`` itself, or the study of that name under ``runs``.
+    """Returns the study's directory: ``text`` itself, or the study of that name under ``runs``.
 
     Like the storage of a study, ``runs`` is in ``$NFNET_RAY_HOME`` if it is set, else in the current folder.
 
     Raises:
-        UserError: neither is a directory with a journal in it; the message names the studies there are.
+        UserError: neither is a directory with a journal; the message lists existing studies.
     """
     runs = Path(os.environ.get(HOME_VARIABLE, "")) / RUNS
     for directory in (Path(text), runs / text):

@@ -1,4 +1,4 @@
-"""What a journal's first line says of the fields that a study sweeps."""
+"""Reads from a journal's first line which fields a study sweeps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nfnet_ray.tracking.descriptions import StudyDescription
 
 
 def swept_fields(study: StudyDescription) -> tuple[str, ...]:
-    """Dotted names of the fields that are asked about, in the order of the space; tied fields are not among them."""
+    """Returns the dotted names of the fields in question, in the order of the space, without tied fields."""
     if "asked" in study:
         return tuple(study["asked"])
     if "points" in study:
@@ -18,9 +18,9 @@ def swept_fields(study: StudyDescription) -> tuple[str, ...]:
 
 
 def condition_fields(study: StudyDescription) -> tuple[str, ...]:
-    """The fields whose values divide the trials into strata: all but the first that have a list of values.
+    """Returns the fields whose values divide the trials into strata: all with a list of values except the first.
 
-    A study with a plain list of points has none.
+    There are none in a study with a plain list of points.
     """
     if "points" in study:
         return ()
@@ -28,29 +28,29 @@ def condition_fields(study: StudyDescription) -> tuple[str, ...]:
 
 
 def winner_fields(study: StudyDescription) -> tuple[str, ...]:
-    """The fields for each combination of whose values there is a winner to confirm: the conditions.
+    """Returns the fields for each combination of whose values there is a winner: the conditions.
 
-    A search that learns from results looks for one best setting, whatever its conditions, so it has a single winner.
+    A search that learns from results looks for one best setting under any condition, so it has a single winner.
     """
     return () if "lag" in study.get("search", {}) else condition_fields(study)
 
 
 def swept_range(study: StudyDescription, field: str) -> Mapping[str, Any] | None:
-    """The range of a field, with its ends ``low`` and ``high``; None for a field that has a list of values."""
+    """Returns the range of a field, with its ends ``low`` and ``high``; None for a field with a list of values."""
     domain = _unconditional(study["space"].get(field, []))
     return domain if isinstance(domain, Mapping) and "low" in domain else None
 
 
 def tied_to(study: StudyDescription, field: str) -> str | None:
-    """The field whose value a tied field has; None for all other fields."""
+    """Returns the field whose value a tied field has; None for all other fields."""
     domain = _unconditional(study["space"].get(field, []))
     return domain.get("same_as") if isinstance(domain, Mapping) else None
 
 
 def possible_values(study: StudyDescription, field: str) -> list[Any]:
-    """The values that a field has in the trials: those of its list, or the ends of its range, and None if it may be.
+    """Returns the values that a field has in the trials: those of its list, or the ends of its range and maybe None.
 
-    Where the field may be absent from a point, the Recipe's value is one of them.
+    If the field may be absent from a point, the Recipe's value is included.
     """
     if "points" in study:
         return [point.get(field, study["recipe"].get(field)) for point in study["points"]]
@@ -65,7 +65,7 @@ def possible_values(study: StudyDescription, field: str) -> list[Any]:
 
 
 def beside_the_question(study: StudyDescription, field: str) -> list[Any]:
-    """The values, one for each point, of a field that points have and that is not asked about; empty for others."""
+    """Returns the values, one per point, of a field of the points that is not in question; empty for others."""
     if (
         "asked" not in study
         or field in study["asked"]

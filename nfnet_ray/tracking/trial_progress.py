@@ -1,4 +1,4 @@
-"""How far one trial of a study is, and the states in which it can end."""
+"""The progress of one trial of a study, and the states in which it can end."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from nfnet_ray.tracking.epoch_metrics import Metrics, brief, images_per_second, 
 from nfnet_ray.tracking.events import EpochEnded, TrialOutcome
 
 ENDED_FOR_GOOD: tuple[TrialOutcome, ...] = ("finished", "stopped", "diverged")
-"""States in which a resumed study leaves a trial alone; a failed or interrupted one is run again."""
+"""States in which a resumed study does not continue a trial; failed and interrupted trials are run again."""
 ENDED: tuple[TrialOutcome, ...] = (*ENDED_FOR_GOOD, "failed")
 """States of trials that have ended, for good or until the study is resumed."""
 LOST: tuple[TrialOutcome, ...] = ("diverged", "failed")
-"""States in which a trial ended without an accuracy that counts."""
+"""States in which a trial ended without a usable accuracy."""
 
 
 @dataclass
 class TrialProgress:
-    """How far one trial is.
+    """The progress of one trial.
 
     Attributes:
         state: ``running``, ``paused`` at a rung, or the state in which it ended; None before it has started.
-        reason: why it ended in this state, or why it continues; None if there is nothing to say.
+        reason: the reason why it ended in this state, or why it continues; None if there is none.
         attempts: the number of times that it was started.
         epochs: {epoch: its metrics}; the later ones if an epoch was reported twice.
         correct_images: {epoch: which validation images were correct, as text}, for epochs at which it paused or
@@ -31,12 +31,13 @@ class TrialProgress:
         clipping: {epoch: what AGC clipped since the previous record, as text}, for at most 32 epochs.
         conditions: {epoch: the conditions under which it was trained from that epoch on, as text}.
         sessions: the indices in ``StudyState.sessions`` of the drivers under which its epochs were trained.
-        lanes: how many trials were started with it as one program, itself included; 1 if it was started alone.
+        lanes: the number of trials that were started with it as one program, including itself; 1 if it was started
+            alone.
         reused: whether the workers of its latest start had trained another trial before; None if the journal does not
             say.
-        outcome: the state in which it last ended, which it keeps when it is started again; None if it never ended.
+        outcome: the state in which it last ended, which is kept when it is started again; None if it never ended.
         paused: {rung: the epoch at which the trial paused there}; a rung is an epoch, or seconds of training.
-        promoted: {rung: why the trial continues after it}.
+        promoted: {rung: the reason why the trial continues after it}.
         accelerator_seconds: the accelerator-seconds of all attempts up to ``held_since``. A worker without GPUs counts
             as one accelerator.
         accelerators: the number that it holds now; 0 while it does not run.
@@ -63,21 +64,21 @@ class TrialProgress:
 
     @property
     def epoch(self) -> int:
-        """The last epoch that was reported, 0 before the first."""
-        return next(reversed(cast(Reversible[int], self.epochs)), 0)  # they are reported in order
+        """The last epoch that was reported; 0 before the first."""
+        return next(reversed(cast(Reversible[int], self.epochs)), 0)  # epochs are reported in order
 
     def last(self, metric: str) -> float | None:
-        """A metric of the last epoch, or None if the epoch or the metric is missing."""
+        """Returns a metric of the last epoch; None if the epoch or the metric is missing."""
         return self.epochs[self.epoch].get(metric) if self.epochs else None
 
     @property
     def images_per_second(self) -> float | None:
-        """Training images of all its epochs per second of training, None before the first epoch."""
+        """Training images of all epochs per second of training; None before the first epoch."""
         number = self.epoch
         return images_per_second(number, self.epochs[number], self.epochs.get(number - 1)) if number else None
 
     def texts_of(self, epoch: int) -> dict[str, str]:
-        """{name: text} of the :data:`nfnet_ray.tracking.events.EPOCH_TEXTS` that an epoch has."""
+        """Returns {name: text} of the :data:`nfnet_ray.tracking.events.EPOCH_TEXTS` that an epoch has."""
         return {name: texts[epoch] for name, texts in self._texts.items() if epoch in texts}
 
     @property
@@ -89,9 +90,9 @@ class TrialProgress:
         }
 
     def add_epoch(self, event: EpochEnded) -> None:
-        """Adds an epoch that has been reported, perhaps for the second time."""
+        """Adds an epoch that has been reported, possibly for the second time."""
         epoch = event["epoch"]
-        # The epochs of an ended trial, which an extension may continue, are kept in a form that cannot be changed.
+        # The epochs of an ended trial, which an extension may continue, are stored in an immutable form.
         epochs = self.epochs if isinstance(self.epochs, dict) else dict(self.epochs)
         epochs[epoch] = packed(event["metrics"])
         self.epochs = epochs
@@ -99,20 +100,20 @@ class TrialProgress:
         for name, texts in self._texts.items():
             if told.get(name) is not None:
                 texts[epoch] = told[name]
-            else:  # an epoch that came out differently when it was trained again
+            else:  # an epoch whose results differed when it was trained again
                 texts.pop(epoch, None)
 
     def hold(self, accelerators: float, now: float) -> None:
-        """Notes that from ``now`` on (Unix seconds) it holds this number of accelerators."""
+        """Records that the trial holds this number of accelerators from ``now`` (Unix seconds) on."""
         self.accelerator_seconds = self.accelerator_seconds_at(now)
         self.accelerators, self.held_since = accelerators, now
 
     def accelerator_seconds_at(self, now: float) -> float:
-        """Accelerator-seconds of all attempts up to ``now``, in Unix seconds."""
+        """Returns the accelerator-seconds of all attempts up to ``now``, in Unix seconds."""
         return self.accelerator_seconds + self.accelerators * max(0.0, now - self.held_since)
 
     def forget_details(self) -> None:
-        """Keeps only what a driver needs of a trial that has ended: the texts and all metrics of its last epoch."""
+        """Keeps only what a driver needs of an ended trial: the texts and all metrics of its last epoch."""
         epoch = self.epoch
         self.epochs = brief(self.epochs)
         self.correct_images = {at: text for at, text in self.correct_images.items() if at == epoch}
@@ -122,7 +123,10 @@ class TrialProgress:
 def activity(
     trial: TrialProgress, *, resumed: bool = False
 ) -> Literal["running", "ready", "undecided", "over"]:
-    """What a trial does or waits for. When a study is ``resumed``, one that was interrupted or failed is run again."""
+    """Returns what a trial does or waits for.
+
+    When a study is ``resumed``, interrupted and failed trials are run again.
+    """
     if trial.state == "running" and not resumed:
         return "running"
     if trial.state == "paused":
