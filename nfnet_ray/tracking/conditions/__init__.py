@@ -1,1 +1,1 @@
-"""Under which conditions a trial was trained and evaluated: what has to be alike where trials are compared."""
+"""Determines the conditions under which a trial was trained and evaluated, which must agree for comparisons."""

@@ -1,4 +1,4 @@
-"""The conditions that make accuracies or times of trials comparable, or not."""
+"""Defines the conditions that decide whether accuracies or times of trials are comparable."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any, Literal
 
 Touched = Literal["accuracy", "time"]
 Weight = Literal["apart", "marked", "quiet"]
-"""``apart``: values on one axis would mean different things, so trials get axes of their own. ``marked``: they share an
-axis, and each series says its value. ``quiet``: a remark is enough."""
+"""``apart``: values on one axis would mean different things, so trials are drawn on separate axes. ``marked``: they
+share an axis, and each series is labelled with its value. ``quiet``: a remark is enough."""
 
 
 @dataclass(frozen=True)
 class ConditionField:
-    """One condition.
+    """One condition of trials.
 
     Attributes:
-        name: its key in :data:`Conditions`.
-        label: what people call it.
-        touches: what is not comparable where it differs.
-        weight: how much is made of a difference that no study asks about.
-        recipe: dotted name of the Recipe field that decides it; None where no field does.
+        name: the key of the condition in :data:`Conditions`.
+        label: the name of the condition for people.
+        touches: the quantities that cannot be compared if the condition differs.
+        weight: the importance of a difference that is not part of a study's question.
+        recipe: dotted name of the Recipe field that determines the condition; None if no field does.
     """
 
     name: str
@@ -32,7 +32,7 @@ class ConditionField:
 
 @dataclass(frozen=True)
 class Fact:
-    """The value of a condition, and how it is shown; None is the value of one that the journal does not have."""
+    """The value of a condition, and its text. The value is None if the journal does not contain it."""
 
     value: Any
     text: str = field(compare=False)
@@ -69,8 +69,8 @@ CONDITION_FIELDS = (
     # SAM and batch normalisation work on the images of one worker.
     ConditionField("workers", "workers of a trial", _BOTH, "apart"),
     ConditionField("threads", "cores of a worker", _TIME, "apart"),
-    # Another program, and a lane's seconds are a share of those of all. Accuracies differ as between two versions of
-    # torch: by another order of additions.
+    # In a cohort another program is trained, and a lane's seconds are a share of the seconds of all lanes. Accuracies
+    # differ as between two versions of torch, by another order of additions.
     ConditionField("training", "training", _TIME, "marked"),
     ConditionField("gpu_share", "GPUs of a worker", _TIME, "apart"),
     ConditionField("places", "trials at once on shared hardware", _TIME, "marked"),
@@ -93,13 +93,13 @@ CONDITION_FIELDS = (
     ConditionField("timm", "timm", _BOTH, "marked"),
     ConditionField("nfnet_ray", "nfnet_ray", _BOTH, "marked"),
     ConditionField("commit", "commit", _BOTH, "marked"),
-    # Time in Ray and in Python is not in train_seconds but for the few lines between two steps.
+    # Apart from the few lines between two steps, train_seconds contains no time spent in Ray and in Python.
     ConditionField("ray", "Ray", _TIME, "quiet"),
     ConditionField("python", "Python", _TIME, "quiet"),
-    # A setting like the batch size: it decides what is learned, and no measure changes with it.
+    # A setting like the batch size: it determines what is learned, and does not change how anything is measured.
     ConditionField("image_size", "training size", _BOTH, "quiet", "data.image_size"),
 )
-"""In the order in which they are told."""
+"""The conditions in the order in which they are reported."""
 
 VERSIONS = ("torch", "cuda", "timm", "nfnet_ray", "commit", "ray", "python")
-"""Those that are versions."""
+"""The names of the conditions that are versions."""

@@ -1,7 +1,8 @@
-"""The conditions of a trial, from what its journal records: pure functions of a StudyState.
+"""Determines the conditions of a trial from its journal, with pure functions of a StudyState.
 
-What a worker has told of itself is believed first, then what the driver that trained the trial ran on, then the Recipe.
-Journals of earlier versions lack some of it, which is then :data:`~nfnet_ray.tracking.conditions.fields.UNKNOWN`.
+The most reliable source is what a worker has reported about itself, then the driver that trained the trial, then the
+Recipe. Journals of earlier versions lack some conditions, which are then
+:data:`~nfnet_ray.tracking.conditions.fields.UNKNOWN`.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ from nfnet_ray.wording import count, plural
 
 _FINGERPRINT_DIGITS = 12
 COMMIT_DIGITS = 10
-# Conditions whose values may be a network's own: published sizes, the faster memory format, another library.
+# Conditions whose values a network may determine: published sizes, the faster memory format, another library.
 _OF_A_NETWORK = frozenset(
     {"eval_size", "eval_crop", "averaging", "memory_format", "compile", "grouped_convolutions", "timm"}
 )
 
 
 def conditions_of(state: StudyState, trial: str) -> Conditions:
-    """{name: value} of :data:`~nfnet_ray.tracking.conditions.fields.CONDITION_FIELDS`, the ``network`` and ``lanes``.
+    """Returns a trial's conditions: {name: value} of ``CONDITION_FIELDS``, and the ``network`` and ``lanes``.
 
-    What does not apply to a trial is left out: CUDA and MPS without GPUs, timm for networks that are not from there,
-    the code of a network that is not one's own. A trial that moved to other hardware, or was resumed by another
-    version, has both values: ``A, then B``. One that has not begun has those of the study. The journal must have begun.
+    Conditions that do not apply to a trial are left out: CUDA and MPS without GPUs, timm for networks that do not use
+    it, and the code of a network unless it is the user's own. A trial that moved to other hardware, or was resumed by
+    another version, has both values: ``A, then B``. A trial that has not begun has the conditions of the study. The
+    journal must contain its first event.
     """
     assert state.started is not None
     study = cast(Mapping[str, Any], state.started["study"])
@@ -54,7 +56,7 @@ def conditions_of(state: StudyState, trial: str) -> Conditions:
         "eval_size": _told_or_recipe(told, "eval_size", recipe, "data.eval_size"),
         "eval_crop": _told_or_recipe(told, "eval_crop", recipe, "data.eval_crop"),
         "averaging": _averaging(told, recipe),
-        # No version has had any.
+        # No version has had test-time augmentation.
         "test_time_augmentation": _several(
             part.get("test_time_augmentation", "none") for part in told or [{}]
         ),
@@ -83,9 +85,9 @@ def conditions_of(state: StudyState, trial: str) -> Conditions:
         "image_size": _told_or_recipe(told, "image_size", recipe, "data.image_size"),
     }
     lanes = [part["lanes"] for part in told if part.get("lanes")]
-    if lanes:  # of the cohorts that trained it, leg by leg
+    if lanes:  # the lanes of the cohorts that trained the trial, leg by leg
         conditions["lanes"] = _several(lanes)
-    if gpus < 1:  # whole GPUs are nobody else's
+    if gpus < 1:  # whole GPUs are not shared
         conditions["places"] = _several(session.places for session in sessions)
     if 0 < gpus < 1:
         conditions["mps"] = _several(_mps(session) for session in sessions)
@@ -95,14 +97,14 @@ def conditions_of(state: StudyState, trial: str) -> Conditions:
     network, _, digest = str(recipe.get("model.name", "")).partition(WEIGHTS_DIGEST_MARK)
     if digest:
         conditions["network_code"] = Fact(digest, digest)
-    if is_import_path(network) or not network.startswith("nf"):  # the modules are timm's, or may be
+    if is_import_path(network) or not network.startswith("nf"):  # the network's modules are timm's, or may be
         timm = [part.get("timm") for part in told]
         conditions["timm"] = _several(timm) if told else _version(sessions, "timm")
     return conditions
 
 
 class ConditionsOfTrials(Mapping[str, Conditions]):
-    """{trial: its :func:`conditions_of`}, each worked out when it is asked for: most uses of a record ask for none."""
+    """{trial: its :func:`conditions_of`}, computed on access, because most uses of a record need none of them."""
 
     def __init__(self, state: StudyState, trials: Iterable[str]) -> None:
         self._state = state
@@ -122,10 +124,10 @@ class ConditionsOfTrials(Mapping[str, Conditions]):
 
 
 def condition_text(conditions: Conditions) -> str:
-    """What distinguishes the conditions of some trials from others, in a line: a tag to group runs by.
+    """Describes the distinguishing conditions of some trials on one line, as a tag by which runs can be grouped.
 
-    Versions of this library are not in it, and usual values are left out. Equal texts are equal conditions as far as
-    the journal knows.
+    Versions of this library and usual values are left out. Equal texts mean equal conditions, as far as the journal
+    contains them.
 
     >>> condition_text(conditions_of(state, "agc_sweep-00"))                       # doctest: +SKIP
     'digits aa8b529b1f19, evaluated at 32 pixels (squash), moving average, float32, 1 worker with 2 cores of …'
@@ -165,7 +167,7 @@ def condition_text(conditions: Conditions) -> str:
 
 
 def first_measured(journal_path: Path) -> tuple[str, Conditions] | None:
-    """The trial of a journal's first epoch, with the conditions that it had then; None before the first epoch."""
+    """Returns the trial of a journal's first epoch with its conditions at that time; None before the first epoch."""
     state = StudyState()
     for event, _ in read_events(journal_path):
         state.apply(event)
@@ -175,10 +177,10 @@ def first_measured(journal_path: Path) -> tuple[str, Conditions] | None:
 
 
 def unlike_the_first(state: StudyState, trial: str, first: str, before: Conditions) -> dict[str, str]:
-    """{condition: its value and that of the ``first`` trial, in words}, where a trial is not comparable with it.
+    """Returns {condition: the trial's value and that of the ``first`` one, in words} where the two are not comparable.
 
-    ``before`` are the conditions that the first one had. What the plan of the study differs in is no fault, nor is what
-    a network brings along, and what is not known of both is left out.
+    ``before`` are the conditions of the first trial. Intended differences in the study's plan are left out, and so are
+    those that a network implies, and conditions that are not known for both trials.
     """
     now, planned = conditions_of(state, trial), _plan(state, trial)
     by_plan = {*planned["point"], *planned["recipe"], *_plan(state, first)["point"]}
@@ -207,7 +209,7 @@ def _plan(state: StudyState, trial: str) -> TrialPlan:
 
 
 def _told(progress: TrialProgress) -> list[Mapping[str, Any]]:
-    """What its workers have told of themselves, one after the other; what cannot be read is left out."""
+    """Returns what the trial's workers have reported about themselves, in order; unreadable reports are skipped."""
     found: list[Mapping[str, Any]] = []
     for _, text in sorted(progress.conditions.items()):
         try:
@@ -226,7 +228,7 @@ def _fact(value: Any) -> Fact:
 
 
 def _several(values: Iterable[Any]) -> Fact:
-    """The value, or all of them in their order; unknown if one is."""
+    """Returns the value, or all distinct values in order; unknown if one of them is."""
     distinct = list(dict.fromkeys(values))
     if not distinct or None in distinct:
         return UNKNOWN if len(distinct) < 2 else Fact(None, _then(distinct))
@@ -244,7 +246,7 @@ def _of_recipe(recipe: Mapping[str, Any], name: str) -> Fact:
 def _told_or_recipe(
     told: Sequence[Mapping[str, Any]], key: str, recipe: Mapping[str, Any], name: str
 ) -> Fact:
-    """None in the Recipe is the network's own value, which is known to its worker."""
+    """Returns the value that workers reported, else the Recipe's, where None means the network's own value."""
     values = [part[key] for part in told if key in part]
     return _several(values) if values else _of_recipe(recipe, name)
 
@@ -271,7 +273,7 @@ def _weights(recipe: Mapping[str, Any]) -> Fact:
 
 
 def _chosen(told: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], name: str) -> Fact:
-    """A field that a worker chooses where the Recipe says auto."""
+    """Returns the value of a field that a worker chooses if the Recipe says auto."""
     fact = _told_or_recipe(told, name, recipe, name)
     return UNKNOWN if fact.value == "auto" else fact
 
@@ -299,7 +301,7 @@ def _version(sessions: Sequence[Session], name: str) -> Fact:
 
 
 def _torch(told: Sequence[Mapping[str, Any]], sessions: Sequence[Session]) -> Fact:
-    """Without what says for which CUDA it was built."""
+    """Returns the version of torch without the suffix for its CUDA version."""
     versions = [part["torch"] for part in told if "torch" in part] or [
         session.versions["torch"] if session.versions else None for session in sessions
     ]

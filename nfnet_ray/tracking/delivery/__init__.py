@@ -1,1 +1,1 @@
-"""Carries a study's journal to MLflow: what is pending, how it is written, and what is tried again."""
+"""Delivers a study's journal to MLflow: finds what is pending, writes it, and retries what failed."""

@@ -1,4 +1,4 @@
-"""Calls of MLflow's client, split where MLflow takes no more in one call."""
+"""Calls MLflow's client, and splits calls that exceed MLflow's limits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-# The most that one log_batch takes (mlflow/utils/validation.py, MAX_PARAMS_TAGS_PER_BATCH and
-# MAX_METRICS_PER_BATCH).
+# The limits of one log_batch call (mlflow/utils/validation.py, MAX_PARAMS_TAGS_PER_BATCH and MAX_METRICS_PER_BATCH).
 _PARAMS_AND_TAGS_PER_CALL = 100
 _METRICS_PER_CALL = 1000
 
 RUN_STATUS = {
     "finished": "FINISHED",
-    "stopped": "FINISHED",  # as planned; the tag ``state`` says that it was early
+    "stopped": "FINISHED",  # as planned; the tag ``state`` shows that it ended early
     "interrupted": "KILLED",
     "diverged": "FAILED",
     "failed": "FAILED",
@@ -76,7 +75,7 @@ def log_texts(
 def log_texts_unless_deleted(
     client: MlflowClient, run_id: str, tags: Mapping[str, str], params: Mapping[str, Any] | None = None
 ) -> bool:
-    """Logs tags and params, and returns True, unless somebody has deleted the run."""
+    """Logs tags and params, and returns True, or False if the run has been deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -91,7 +90,7 @@ def log_texts_unless_deleted(
 def log_metrics(
     client: MlflowClient, run_id: str, metrics: Sequence[Metric], tags: Mapping[str, str] | None = None
 ) -> None:
-    """Logs metrics, 1,000 in a call, and the tags with the first of them."""
+    """Logs metrics, 1,000 per call, and the tags in the first call."""
     from mlflow.entities import RunTag
 
     run_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
@@ -104,12 +103,12 @@ def log_metrics(
 
 
 def milliseconds(seconds: float) -> int:
-    """Unix seconds as MLflow takes them."""
+    """Converts Unix seconds to the milliseconds that MLflow expects."""
     return round(seconds * 1000)
 
 
 def _param(value: Any) -> str:
-    """The text of a param. Texts stay as they are, floats keep all their digits, and lists can be read back."""
+    """Formats the value of a param. Texts are unchanged, floats keep all digits, and lists can be parsed again."""
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple | dict):

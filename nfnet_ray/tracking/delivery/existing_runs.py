@@ -1,4 +1,4 @@
-"""The runs that a study has in MLflow already, and the experiment that they are in."""
+"""Finds the runs that a study already has in MLflow, and the experiment that contains them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nfnet_ray.tracking.state import StudyState
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_CLOCK = "train_seconds"  # it grows with each epoch
-_ROUNDED = 1 - 1e-6  # a database may keep fewer digits of a number than a journal
+_CLOCK = "train_seconds"  # grows with each epoch
+_ROUNDED = 1 - 1e-6  # a database may store fewer digits of a number than a journal
 
 
 class _RunFound(NamedTuple):
@@ -45,9 +45,9 @@ class ExistingRuns:
     _found: dict[str, _RunFound] = field(default_factory=dict)
 
     def lack(self, confirmed: StudyState, held: Container[str]) -> bool:
-        """Whether a run lacks some of what MLflow has ``confirmed``, as it does after an older backup was restored.
+        """Whether a run lacks some of what MLflow has ``confirmed``, e.g. after an older backup was restored.
 
-        Runs that MLflow does not have at all are not looked at, nor are those that are ``held``.
+        Runs that MLflow does not have at all are ignored, and so are runs that are ``held``.
         """
         expected = {STUDY_RUN: (confirmed.ended is not None, 0.0)} | {
             trial.name: (trial.state in RUN_STATUS, trial.last(_CLOCK) or 0.0)
@@ -65,13 +65,13 @@ class ExistingRuns:
 def find_runs(
     client: MlflowClient, study_id: str, experiment: str, known_experiment_id: str = ""
 ) -> ExistingRuns:
-    """The runs of a study, in the first of these experiments that has any: a known one, its own, the default one.
+    """Finds the runs of a study in the first of these experiments with any: a known one, its own, the default one.
 
-    Without any runs it is the experiment named ``experiment``, if that exists.
+    Without any runs, the experiment named ``experiment`` is returned, if it exists.
     """
     by_name = client.get_experiment_by_name(experiment)
     candidates = [known_experiment_id, by_name.experiment_id if by_name else ""]
-    if experiment != DEFAULT_EXPERIMENT:  # where earlier versions put all studies
+    if experiment != DEFAULT_EXPERIMENT:  # earlier versions put all studies into the default experiment
         default = client.get_experiment_by_name(DEFAULT_EXPERIMENT)
         candidates.append(default.experiment_id if default else "")
     for experiment_id in dict.fromkeys(filter(None, candidates)):
@@ -90,11 +90,11 @@ def _runs_in(client: MlflowClient, study_id: str, experiment_id: str) -> Existin
             [experiment_id],
             f"tags.study_id = '{study_id}'",
             run_view_type=ViewType.ALL,
-            order_by=["attributes.start_time DESC"],  # of two, the older one overwrites, and is kept
+            order_by=["attributes.start_time DESC"],  # so that the oldest of several runs is kept
             page_token=page,
         )
         for run in found:
-            # If somebody has deleted a run's tags in MLflow, it is not recognised, and another takes its place.
+            # If a run's tags have been deleted in MLflow, the run is not recognised, and a new one takes its place.
             tags, run_id = run.data.tags, run.info.run_id
             as_found = _RunFound(run.info.status, run.data.metrics.get(_CLOCK, 0.0))
             if tags.get("kind") == "study":
@@ -113,9 +113,9 @@ def _runs_in(client: MlflowClient, study_id: str, experiment_id: str) -> Existin
 def create_experiment(client: MlflowClient, tracking_uri: str, name: str, tags: Mapping[str, str]) -> str:
     """Creates an experiment and returns its id. Artifacts of a local database are stored beside it."""
     location = None
-    # Without a server, MLflow would put artifacts into ./mlruns of whoever creates the experiment.
+    # Without a server, MLflow would put artifacts into ./mlruns of the process that creates the experiment.
     if database := sqlite_path(tracking_uri):
         folder = artifact_folder(database, name)
-        folder.mkdir(parents=True, exist_ok=True)  # so that a copy of the database is known by its own
+        folder.mkdir(parents=True, exist_ok=True)  # so that copies of the database have their own
         location = folder.as_uri()
     return client.create_experiment(name, artifact_location=location, tags=dict(tags))

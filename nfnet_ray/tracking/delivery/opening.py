@@ -1,4 +1,4 @@
-"""Opening MLflow for a study: its database or server, and where in the journal the delivery continues."""
+"""Opens MLflow for a study: its database or server, and the place in the journal where the delivery continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_writer(
     abandoned: threading.Event,
     opens_database: threading.Event,
 ) -> StudyWriter:
-    """Connects to MLflow and notes in the spool what has to be delivered there.
+    """Connects to MLflow and records in the spool what has to be delivered.
 
     ``opens_database`` is set while an SQLite database is being opened. Raises InterruptedError if the delivery was
     ``abandoned`` before that.
@@ -34,8 +34,8 @@ def open_writer(
     from nfnet_ray.tracking.delivery.writer import StudyWriter
     from nfnet_ray.tracking.destination.bulk_metrics import write_metrics_in_bulk
 
-    # Both would print into the progress table while the database is being created. For each attempt that fails, mlflow
-    # prints a stack trace of 100 lines, which the sink's status says in a few words.
+    # Both would print into the progress table while the database is being created. For each failed attempt, mlflow
+    # prints a stack trace of 100 lines, which the sink's status summarises in a few words.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with _locked_database(tracking_uri) as database:
@@ -43,7 +43,8 @@ def open_writer(
             artifacts_stay_beside(database)
             opens_database.set()
         try:
-            # Only now: MLflowSink.close first sets ``abandoned`` and then waits for ``opens_database``.
+            # This must come last, because MLflowSink.close first sets ``abandoned`` and then waits for
+            # ``opens_database``.
             if abandoned.is_set():
                 raise InterruptedError("closed before MLflow was opened")
             if database:
@@ -60,16 +61,16 @@ def open_writer(
 
 
 def _note_what_is_missing(spool: Spool, writer: StudyWriter) -> None:
-    """Moves the cursor back where MLflow no longer has what it has acknowledged."""
+    """Moves the cursor back if MLflow no longer has what it has acknowledged."""
     before, cursor, undelivered = spool.tracked, spool.acknowledged_bytes, spool.undelivered
     if not writer.tracked.study_run_id or before.tracking_uri != writer.tracked.tracking_uri:
-        # Another server than before, or its database is a new one: it gets the whole journal.
+        # The server is another one than before, or its database is new: deliver the whole journal.
         cursor, undelivered = 0, Undelivered()
     elif not undelivered.refused and writer.has_lost(cursor, undelivered.held):
-        # An older backup of its database: what it has already is written again without harm.
+        # An older backup of the database was restored: writing again what it already has does no harm.
         cursor, undelivered = 0, Undelivered()
     else:
-        # What is gone for good, as after `mlflow gc`, is written anew.
+        # Runs that are gone for good, as after `mlflow gc`, are written again.
         for trial in before.trial_run_ids.keys() - writer.tracked.trial_run_ids.keys():
             undelivered = undelivered.holding(trial, 0)
     spool.acknowledge(cursor, writer.tracked, undelivered)
@@ -77,7 +78,7 @@ def _note_what_is_missing(spool: Spool, writer: StudyWriter) -> None:
 
 @contextmanager
 def _locked_database(tracking_uri: str) -> Generator[Path | None]:
-    """Holds a lock next to an SQLite database: of two processes that create its tables at once, one fails.
+    """Holds a lock next to an SQLite database, because of two processes that create its tables at once, one fails.
 
     Yields the database, or None for a server.
     """

@@ -1,4 +1,4 @@
-"""Delivers what is pending, and decides what happens to what MLflow does not take."""
+"""Delivers pending events, and decides what happens to events that MLflow does not accept."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EVENTS_PER_READ = 1000
-# Of an event, or of a file, that the server answers with an error, before others are delivered without it. With the
-# pauses between them these take seven seconds, in which a server that was just starting is up.
+# The number of attempts for an event or a file that the server answers with an error, before others are delivered
+# without it. With the pauses in between, they take seven seconds, in which a server that was just starting is up.
 _MOST_ATTEMPTS = 4
-# How many later events of other runs, and of the same ones, are tried to find out whether the server takes any.
+# The number of later events, of other runs and of the same run, that are tried to find out whether the server accepts
+# any.
 _OTHERS_TRIED, _SAME_TRIED = 3, 2
 
 
 class PendingDelivery:
-    """Delivers what is pending in ``spool``, in order, until an error of the server is raised.
+    """Delivers the pending events in ``spool``, in order, until the server raises an error.
 
-    A run that was deleted is held, and an event that MLflow refuses is noted: neither holds up the others. Both are
-    tried again when MLflow is opened and when the sink is closing. An event that fails again and again counts as
-    refused as soon as the server takes another one; as long as it takes none, all of them wait.
+    Events of a deleted run are held back, and an event that MLflow refuses is recorded, so that neither blocks other
+    events. Both are retried when MLflow is opened and when the sink is closing. An event that fails repeatedly counts
+    as refused as soon as the server accepts another event; as long as it accepts none, all events wait.
 
     Attributes:
-        experiment: the name of the study's experiment; None before MLflow was opened, if none was given.
-        attachments: files that have yet to be stored with the study's run.
-        not_stored: {file: why it could not be stored}.
-        why_held: {run: why its events are held back}.
+        experiment: the name of the study's experiment; None before MLflow was opened, unless it was given.
+        attachments: files that remain to be stored with the study's run.
+        not_stored: {file: the reason why it could not be stored}.
+        why_held: {run: the reason why its events are held back}.
         why_refused: the last event that was refused, and the server's answer; empty if none was.
         opens_database: set while an SQLite database is being opened.
     """
@@ -75,14 +76,14 @@ class PendingDelivery:
         self._writer: StudyWriter | None = None
         self._has_tried_again = False
         self._failure = _Failure(-1, -1, 0)
-        self._failed_before: set[str] = set()  # runs that have had a refused event
-        self._taken: list[list[JournalLine]] = []  # the epoch that was taken last, as a step
+        self._failed_before: set[str] = set()  # the runs that have had a refused event
+        self._taken: list[list[JournalLine]] = []  # the latest accepted epoch, as a step
         self._failed_stores: Counter[Path] = Counter()
 
     def deliver(self, on_progress: Callable[[], None]) -> None:
         """Delivers everything that is pending, then the attachments; stops between two calls if abandoned.
 
-        ``on_progress`` is called whenever the server has taken something.
+        ``on_progress`` is called whenever the server has accepted something.
         """
         if self._writer is None:
             if not self._spool.pending_count() and not self.attachments:
@@ -103,7 +104,7 @@ class PendingDelivery:
                 self._store_recipe(self._writer, path.parent.name)
             self._has_tried_again = True
         while self.attachments and not self._abandoned.is_set():
-            if STUDY_RUN not in self._spool.undelivered.held:  # else it is attached when the study is resumed
+            if STUDY_RUN not in self._spool.undelivered.held:  # else --resume attaches the file
                 path = self.attachments[0]
                 self._store(path, partial(self._writer.attach, path), _MOST_ATTEMPTS)
             self.attachments.pop(0)
@@ -114,7 +115,7 @@ class PendingDelivery:
         return self._writer is not None
 
     def reopen(self) -> None:
-        """Opens MLflow anew before the next delivery: after an error, what is known of it may no longer hold."""
+        """Opens MLflow again before the next delivery, because its state may have changed after an error."""
         self._writer = None
 
     def _open_writer(self) -> StudyWriter:
@@ -127,7 +128,7 @@ class PendingDelivery:
     def _write_or_pass_over(
         self, writer: StudyWriter, step: list[JournalLine], later: list[list[JournalLine]]
     ) -> Undelivered:
-        """Writes a step, or notes that MLflow refuses it although it takes others; returns what is undelivered."""
+        """Writes a step, or records that MLflow refuses it but accepts others; returns what is undelivered."""
         before = self._spool.undelivered
         try:
             undelivered = self._write(writer, step, before)
@@ -138,9 +139,9 @@ class PendingDelivery:
             line, runs = step[0], {run for line in step for run in runs_of(line.event)}
             attempts = self._failure.attempts + 1 if line.start == self._failure.start else 1
             self._failure = _Failure(line.start, step[-1].end, attempts)
-            if not may_be_of_the_event(error) or len(step) > 1:  # next time, line by line
+            if not may_be_of_the_event(error) or len(step) > 1:  # the next attempt is made line by line
                 raise
-            # If a run had a refused event before, each further one would take as many seconds.
+            # If a run had a refused event before, retrying each further one would take just as many seconds.
             is_known = bool(runs & self._failed_before)
             if (attempts < _MOST_ATTEMPTS and not is_known) or not self._takes_another(writer, runs, later):
                 raise
@@ -149,7 +150,7 @@ class PendingDelivery:
             return Undelivered(before.held, before.refused | {line.start})
 
     def _takes_another(self, writer: StudyWriter, runs: set[str], later: list[list[JournalLine]]) -> bool:
-        """Whether the server takes any of the later steps, which are written once more when it is their turn."""
+        """Whether the server accepts one of the later steps, which are written again when it is their turn."""
         before = self._spool.undelivered
         same: list[list[JournalLine]] = []
         others: list[list[JournalLine]] = []
@@ -159,8 +160,8 @@ class PendingDelivery:
                 (same if its_runs & runs else others).append(step)
         tried = others[:_OTHERS_TRIED] + same[:_SAME_TRIED]
         if len(tried) == len(later) and self._closing.is_set():
-            # The files that are stored in the end must not wait for the last events, so an event counts that was
-            # taken before.
+            # Files that are stored at the end must not wait for the last events, so an earlier accepted event is
+            # sufficient.
             tried += self._taken
         for step in tried:
             if self._abandoned.is_set():
@@ -173,7 +174,7 @@ class PendingDelivery:
         return False
 
     def _write(self, writer: StudyWriter, step: list[JournalLine], undelivered: Undelivered) -> Undelivered:
-        """Writes several epochs, or one event of another kind, into its runs; returns what is undelivered."""
+        """Writes several epochs, or one event of another kind, to its runs; returns what is undelivered."""
         for run in dict.fromkeys(run for line in step for run in runs_of(line.event)):
             if run not in undelivered.held:
                 lines = [line for line in step if run in runs_of(line.event)]
@@ -183,7 +184,7 @@ class PendingDelivery:
     def _write_to(
         self, writer: StudyWriter, run: str, lines: list[JournalLine], undelivered: Undelivered
     ) -> Undelivered:
-        """Writes several epochs, or one event of another kind, into one run; returns what is undelivered."""
+        """Writes several epochs, or one event of another kind, to one run; returns what is undelivered."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -207,16 +208,16 @@ class PendingDelivery:
         undelivered: Undelivered,
         error: MlflowException,
     ) -> Undelivered:
-        """Holds back a run that was deleted, or notes which line is refused; returns what is undelivered."""
+        """Holds back a deleted run, or records which line is refused; returns what is undelivered."""
         state = writer.state_of(run)
         if state == "gone" and lines[0].start and not writer.run_id(run):
-            # It was purged while this writer was open: earlier events go into a new run, when all is tried again.
+            # The run was purged while this writer was open. Earlier events go into a new run when all are retried.
             self.why_held[run] = state
             return undelivered.holding(run, 0)
         if state in ("deleted", "in a deleted experiment"):
             self.why_held[run] = state
             return undelivered.holding(run, lines[0].start)
-        if len(lines) > 1:  # find the refused one
+        if len(lines) > 1:  # find the refused line
             for line in lines:
                 if run not in undelivered.held:
                     undelivered = self._write_to(writer, run, [line], undelivered)
@@ -225,7 +226,7 @@ class PendingDelivery:
         return Undelivered(undelivered.held, undelivered.refused | {lines[0].start})
 
     def _try_again(self, writer: StudyWriter) -> None:
-        """Delivers what was held back or refused before, as far as that is possible now."""
+        """Retries what was held back or refused before."""
         for run in self._spool.undelivered.held:
             self._try_run_again(writer, run)
         for line in list(self._spool.refused()):
@@ -245,7 +246,7 @@ class PendingDelivery:
             self._spool.acknowledge(self._spool.acknowledged_bytes, writer.tracked, undelivered)
 
     def _try_run_again(self, writer: StudyWriter, run: str) -> None:
-        """Delivers what a run lacks that was held back, up to the first event that is refused."""
+        """Delivers the events of a run that were held back, up to the first event that is refused."""
         missing = list(self._spool.missing(run))
         undelivered = self._spool.undelivered.without(run)
         for is_epoch, group in groupby(missing, key=lambda line: line.event["event"] == "epoch"):
@@ -283,7 +284,7 @@ class PendingDelivery:
         logger.debug("MLflow refuses an event: %s", error)
 
     def _store(self, path: Path, store: Callable[[], None], attempts: int = 1) -> None:
-        """Stores a file. After ``attempts`` that the server has refused, this is noted and nothing is raised."""
+        """Stores a file. After ``attempts`` refusals by the server, the failure is recorded and not raised."""
         try:
             store()
         except Exception as error:
@@ -297,13 +298,13 @@ class PendingDelivery:
             self.not_stored.pop(path, None)
 
     def _store_recipe(self, writer: StudyWriter, trial: str) -> None:
-        # Under the name that it would have in the study's directory.
+        # The name that the file would have in the study's directory.
         path = self._spool.journal_path.parent / "trials" / trial / RECIPE_FILE
         self._store(path, partial(writer.store_recipe, trial))
 
 
 class _Failure(NamedTuple):
-    """The step that failed last: the bytes of the journal where it begins and ends, and how often it has failed."""
+    """The step that failed last: its first and last byte in the journal, and the number of failures."""
 
     start: int
     end: int
@@ -311,10 +312,10 @@ class _Failure(NamedTuple):
 
 
 def _steps(batch: list[JournalLine], singly_until: int) -> list[list[JournalLine]]:
-    """The lines that are written at once: successive epochs together, and each other line alone.
+    """Groups the lines that are written at once: successive epochs together, and each other line alone.
 
-    The epochs of each trial are then written in one call, so that a long backlog is soon gone. Lines that begin before
-    the byte ``singly_until`` are written one by one.
+    All epochs of a trial are then written in one call, which shortens a long backlog. Lines that begin before the byte
+    ``singly_until`` are written one by one.
     """
 
     def is_written_together(line: JournalLine) -> bool:
@@ -328,7 +329,7 @@ def _steps(batch: list[JournalLine], singly_until: int) -> list[list[JournalLine
 
 
 def _event_in_words(event: Event) -> str:
-    """``epoch 3 of seed=0``, ``trial ended: seed=0``, ``study started``."""
+    """Describes an event: ``epoch 3 of seed=0``, ``trial ended: seed=0``, ``study started``."""
     if event["event"] == "epoch":
         return f"epoch {event['epoch']} of {printable(event['trial'])}"
     trial: str | None = cast(dict[str, Any], event).get("trial")

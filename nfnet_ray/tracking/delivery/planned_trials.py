@@ -1,4 +1,4 @@
-"""The trials of a study as its journal plans or proposes them."""
+"""Looks up the planned and proposed trials of a study in its journal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nfnet_ray.tracking.swept import condition_fields, swept_fields
 
 
 class PlannedTrials:
-    """Looks trials up by name. The journal is read on when a trial is asked for that was planned later."""
+    """Looks up trials by name. The journal is read further when a trial is needed that was planned later."""
 
     def __init__(self, journal_path: Path, started: StudyStarted) -> None:
         self._journal_path, self._read_to = journal_path, 0
@@ -23,11 +23,11 @@ class PlannedTrials:
         self._plans: dict[str, TrialPlan] = {}
         self._recipes: dict[str, Values] = {}
         self._reruns: set[str] = set()
-        # Decided by the first event, so that all trials have a chart for each condition, or none.
+        # Decided by the first event, so that either all trials have a chart for each condition, or none has.
         self._has_condition_charts = bool(condition_metrics(started["study"]))
 
     def plan(self, trial: str) -> TrialPlan:
-        """The plan of a trial, from the line that planned or proposed it."""
+        """Returns the plan of a trial, from the line that planned or proposed it."""
         if trial not in self._plans:
             for event, end in read_events(self._journal_path, self._read_to):
                 self._read_to = end
@@ -39,11 +39,11 @@ class PlannedTrials:
                 for plan in plans_of(event):
                     self._plans[plan["name"]] = plan
                     recipe = {**base, **plan["recipe"], **plan["point"]}
-                    self._recipes.setdefault(plan["name"], recipe)  # it is the same after an extension
+                    self._recipes.setdefault(plan["name"], recipe)  # unchanged by an extension
         return self._plans[trial]
 
     def recipe(self, trial: str) -> Values:
-        """All values of a trial's Recipe."""
+        """Returns all values of a trial's Recipe."""
         self.plan(trial)
         return self._recipes[trial]
 
@@ -53,11 +53,11 @@ class PlannedTrials:
         return trial in self._reruns
 
     def run_name(self, trial: str) -> str:
-        """The name of a trial's run in MLflow."""
+        """Returns the name of a trial's run in MLflow."""
         return run_name(self._point_and_seed(trial), swept_fields(self._started["study"])) or trial
 
     def label(self, trial: str) -> str:
-        """A trial's point, and its seed if that differs between trials, as a text for people."""
+        """Describes a trial's point for people, with its seed if seeds differ between trials."""
         shown = self._point_and_seed(trial)
         return point_label(shown, short_names([*swept_fields(self._started["study"]), *shown]))
 
@@ -68,12 +68,12 @@ class PlannedTrials:
         return shown
 
     def condition_metric(self, trial: str) -> str | None:
-        """The second name of a trial's accuracy, under which MLflow draws a chart for each condition, or None."""
+        """Returns the second name of a trial's accuracy, by which MLflow draws a chart for each condition, or None."""
         if not self._has_condition_charts:
             return None
         study, recipe = self._started["study"], self.recipe(trial)
         return condition_metric(study, {name: recipe.get(name) for name in condition_fields(study)})
 
     def condition_metrics(self, study: StudyDescription) -> list[str]:
-        """The second names of the accuracy under all conditions of the study, which may have been extended."""
+        """Returns the second names of the accuracy under all conditions of the study, which may have been extended."""
         return condition_metrics(study) if self._has_condition_charts else []

@@ -1,4 +1,4 @@
-"""Writing the runs of settings: what the trials of a setting with several seeds give together."""
+"""Writes the runs of settings, which combine the trials of a setting with several seeds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class SettingWriter:
     """Writes the run of each setting once all of its trials have ended.
 
-    These runs belong to the study, so that somebody who deletes one holds nothing up.
+    These runs belong to the study, so that deleting one of them does not hold back any events.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class SettingWriter:
         self._runs = existing
 
     def write(self, state: StudyState, trial: str, time: float, tracked: TrackedStudy) -> None:
-        """Writes what the seeds of a setting give together, if ``trial`` was its last one to end."""
+        """Writes the combined results of a setting's seeds, if ``trial`` was the last of them to end."""
         from mlflow.entities import Metric
 
         if state.started is None or not has_several_seeds(state.started["study"]):
@@ -67,19 +67,19 @@ class SettingWriter:
             return
         log_metrics(self._client, run_id, metrics)
         end_run(self._client, run_id, tags["state"], time)
-        # The run of the same setting with fewer seeds is replaced by this one.
+        # This run replaces the one of the same setting with fewer seeds.
         for other, trials in list(self._runs.values()):
             if other != run_id and set(trials) < set(setting.trials):
                 log_texts_unless_deleted(self._client, other, {"left_out": "true"})
 
     def leave_out(self, outside: Container[str]) -> None:
-        """Tags the settings that have trials ``outside`` the study as left out, and the others as part of it."""
+        """Tags the settings with trials ``outside`` the study as left out, and the others as part of it."""
         for run_id, trials in self._runs.values():
             is_left_out = any(trial in outside for trial in trials)
             log_texts_unless_deleted(self._client, run_id, {"left_out": str(is_left_out).lower()})
 
     def _run(self, setting: SettingResult, time: float, tracked: TrackedStudy) -> str:
-        """The id of the setting's run, which is created if there is none."""
+        """Returns the id of the setting's run, which is created if it does not exist."""
         if setting.key in self._runs:
             return self._runs[setting.key][0]
         study, first = self._started["study"], setting.trials[0]

@@ -1,4 +1,4 @@
-"""The thread that delivers a study's journal to MLflow, without ever holding up the study."""
+"""A thread that delivers a study's journal to MLflow without ever delaying the study."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from nfnet_ray.wording import agree, count
 
 logger = logging.getLogger(__name__)
 
-# Between two deliveries: a call of log_batch takes the driver 10 ms and more, for one epoch as for a hundred, and a
-# study of many short epochs would spend half of its driver's time on it. A delivery that takes long is followed by a
-# longer pause, so that at most a tenth of the time is spent on MLflow, or else a backlog grows.
+# The pause between two deliveries. A call of log_batch takes the driver at least 10 ms, for one epoch or a hundred, so
+# a study of many short epochs would spend half of its driver's time on these calls. A long delivery is followed by a
+# longer pause, so that at most a tenth of the time is spent on MLflow, unless a backlog grows.
 _SECONDS_BETWEEN_DELIVERIES, _MOST_SECONDS_BETWEEN_DELIVERIES = 1.0, 20.0
 _LARGEST_SHARE = 0.1
-# Between two attempts on a server that does not answer: long enough to leave it alone, short enough
-# that it has caught up by the time a person has looked.
+# The pause between two attempts on a server that does not answer: long enough to leave the server alone, short enough
+# that the delivery has caught up by the time a person has looked.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _PAUSE_WHILE_CLOSING_SECONDS = 0.5
 _LOOK_SECONDS = 0.2
@@ -34,30 +34,29 @@ _MOST_RUNS_NAMED, _MOST_FILES_NAMED = 5, 3
 
 _MLFLOW_ENVIRONMENT = {
     **MLFLOW_ENVIRONMENT,
-    # set_terminated prints a link, in the middle of the progress table.
+    # set_terminated prints a link in the middle of the progress table.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _MLFLOW_DEFAULTS = {
-    # mlflow would wait 120 s for an answer and ask 7 more times before it says so. The sink asks again itself.
+    # mlflow would wait 120 s for an answer and retry 7 times before it reports an error. The sink retries itself.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
 
 
 class MLflowSink:
-    """Delivers what is pending in ``spool``, in order, in one background thread.
+    """Delivers the pending events in ``spool``, in order, in one background thread.
 
-    A call that fails is made again, after longer and longer pauses, until it succeeds or the sink is
-    closed; what is missing then stays in the journal and is delivered when the study is resumed, into
-    the same runs. :meth:`last_words` names what is missing, and what MLflow refuses
-    (:class:`nfnet_ray.tracking.delivery.pending.PendingDelivery`).
+    A failed call is repeated, after longer and longer pauses, until it succeeds or the sink is closed. Missing events
+    then stay in the journal and are delivered to the same runs when the study is resumed. :meth:`last_words` lists what
+    is missing, and what MLflow refuses (:class:`nfnet_ray.tracking.delivery.pending.PendingDelivery`).
 
-    No method raises because of MLflow, and none but :meth:`close` waits for it.
+    No method raises errors of MLflow, and only :meth:`close` waits for it.
 
     Args:
-        tracking_uri: what :func:`nfnet_ray.tracking.destination.uri_check.check_tracking_uri` accepts.
-        spool: the study's; nobody else may acknowledge in it.
-        experiment: its name, by default that of the study's file.
+        tracking_uri: a URI that :func:`nfnet_ray.tracking.destination.uri_check.check_tracking_uri` accepts.
+        spool: the study's spool, in which only this sink may acknowledge.
+        experiment: the name of the experiment, by default that of the study's file.
     """
 
     def __init__(self, tracking_uri: str, spool: Spool, experiment: str | None = None) -> None:
@@ -71,11 +70,11 @@ class MLflowSink:
             self._tracking_uri, spool, experiment, self._closing, self._abandoned
         )
         self._trouble = ""
-        # When the trouble began: as Unix seconds, and by time.monotonic.
+        # When the trouble began: in Unix seconds, and by time.monotonic.
         self._trouble_since = self._silent_since = 0.0
 
     def start(self) -> None:
-        """Begins to deliver, if that has not begun. Sets MLflow's environment variables for this process."""
+        """Starts delivering, unless it has started already. Sets MLflow's environment variables for this process."""
         if self._thread.ident is not None:
             return
         os.environ.update(_MLFLOW_ENVIRONMENT)
@@ -86,14 +85,14 @@ class MLflowSink:
         self._wake.set()
 
     def wake(self) -> None:
-        """Tells the thread that the journal has grown."""
-        # Before anything is delivered, so that a study that was killed is resumed in the same place.
+        """Notifies the thread that the journal has grown."""
+        # Recorded before anything is delivered, so that a study that is killed is resumed at the same address.
         if self._thread.ident is None and self._spool.tracked.tracking_uri != self._tracking_uri:
             self._spool.acknowledge(0, TrackedStudy(self._tracking_uri), Undelivered())
         self._wake.set()
 
     def attach(self, path: Path) -> None:
-        """Stores a file with the study's run, once all that is pending now has been delivered."""
+        """Stores a file with the study's run, once everything that is pending now has been delivered."""
         self._delivery.attachments.append(path)
         self._wake.set()
 
@@ -103,10 +102,11 @@ class MLflowSink:
             self.attach(path)
 
     def close(self, deadline_seconds: float, unanswered_seconds: float | None = None) -> int:
-        """Delivers what can be delivered within the deadline; returns how many events and files were not taken.
+        """Delivers what it can within the deadline; returns the number of events and files that were not accepted.
 
-        While MLflow does not answer it is asked for ``unanswered_seconds`` only, by default for as long. A database
-        that is being made is waited for in any case: it takes seconds, and the next process would begin it again.
+        If MLflow does not answer, it is retried for only ``unanswered_seconds``, by default until the deadline. If a
+        database is being created, this is waited for in any case, because it takes only seconds and the next process
+        would start again.
         """
         self._closing.set()
         self._wake.set()
@@ -126,7 +126,7 @@ class MLflowSink:
 
     @property
     def backlog(self) -> int:
-        """How many events MLflow has not received; 0 as long as nothing is delivered, because no epoch has ended."""
+        """The number of events that MLflow has not received; 0 if delivery has not started, before the first epoch."""
         return self._spool.pending_count() if self._thread.ident is not None else 0
 
     @property
@@ -142,7 +142,7 @@ class MLflowSink:
         return f"MLflow: {f'{events} waiting' if waiting else 'up to date'}{refused}"
 
     def last_words(self, resume_command: str) -> list[tuple[str, str]]:
-        """What did not reach MLflow by the end and what to do: [(sentences, a command or "")]; [] if all is there."""
+        """Returns what did not reach MLflow, as [(sentences, a command or "")]; [] if nothing is missing."""
         undelivered = self._spool.undelivered
         waiting = self._spool.pending_count() - self._spool.undelivered_count()
         missing = waiting + self._spool.undelivered_count()
@@ -181,7 +181,7 @@ class MLflowSink:
         return [(f"In MLflow the {verb} deleted of {names}. Restore with:", command)]
 
     def _run(self) -> None:
-        """The thread: delivers whenever it is woken, with pauses, until the sink is closed or abandoned."""
+        """Runs in the thread: delivers when woken, with pauses, until the sink is closed or abandoned."""
         pause = _FIRST_PAUSE_SECONDS
         while not self._abandoned.is_set():
             self._wake.wait()
@@ -190,7 +190,7 @@ class MLflowSink:
             delivered_before = self._spool.acknowledged_bytes
             try:
                 self._delivery.deliver(on_progress=self._answers_again)
-            except Exception as error:  # whatever it is, the study continues
+            except Exception as error:  # whatever the error, the study continues
                 self._delivery.reopen()
                 if not self._trouble:
                     self._trouble_since, self._silent_since = time.time(), time.monotonic()
@@ -209,16 +209,16 @@ class MLflowSink:
                 self._trouble = ""
                 if self._closing.is_set() and not self._wake.is_set():
                     return
-                seconds = time.monotonic() - began if was_open else 0.0  # opening happens once
+                seconds = time.monotonic() - began if was_open else 0.0  # opening happens only once
                 between = max(_SECONDS_BETWEEN_DELIVERIES, seconds / _LARGEST_SHARE)
                 self._closing.wait(min(between, _MOST_SECONDS_BETWEEN_DELIVERIES))
 
     def _answers_again(self) -> None:
-        self._trouble = ""  # though a backlog may take long
+        self._trouble = ""  # even if the backlog takes long
 
 
 def _words_about_files(not_stored: dict[Path, str]) -> list[tuple[str, str]]:
-    """A sentence for each reason, without a command, about {file: why it could not be stored}."""
+    """Returns a sentence for each reason, without a command, from {file: why it could not be stored}."""
     words = []
     for why in dict.fromkeys(not_stored.values()):
         files = [printable(display_path(path)) for path, reason in not_stored.items() if reason == why]
@@ -227,6 +227,6 @@ def _words_about_files(not_stored: dict[Path, str]) -> list[tuple[str, str]]:
 
 
 def _first_of(names: list[str], most: int) -> str:
-    """``a, b, c and 2 more``."""
+    """Lists names, such as ``a, b, c and 2 more``."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

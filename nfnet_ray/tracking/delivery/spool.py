@@ -1,20 +1,20 @@
-"""How far the tracking server has followed the journal, and under which ids.
+"""Stores how far the tracking server has followed the journal, and the ids of its runs.
 
-The spool holds no events: what the server has not acknowledged is the part of the journal behind the cursor. The cursor
-is one small file that is replaced in one step, so at any moment of a crash it says either what was true before an
-acknowledgement or what is true after it. At worst an event is delivered a second time, which
-:mod:`nfnet_ray.tracking.delivery.writer` makes harmless.
+The spool contains no events: the events that the server has not acknowledged are the part of the journal behind the
+cursor. The cursor is one small file that is replaced atomically, so after a crash it holds the state either before or
+after an acknowledgement. In the worst case an event is delivered twice, which :mod:`nfnet_ray.tracking.delivery.writer`
+makes harmless.
 
-One cursor is not enough, since somebody may delete one run while all others are open. Such a run is *held*: the cursor
-moves on for the others, and the held run has a cursor of its own, the byte at which its first event begins that was not
-delivered. An event that MLflow refuses although its run is open, such as one with a name that MLflow does not allow, is
-noted with the byte at which it begins. Both are tried again when the study is resumed; until then they are pending.
+One cursor is not sufficient, because one run may be deleted while all others are open. Such a run is *held*: the cursor
+moves on for the other runs, and the held run has its own cursor, the byte at which its first undelivered event begins.
+An event that MLflow refuses although its run is open, such as one with a name that MLflow does not allow, is recorded
+with the byte at which it begins. Both are retried when the study is resumed; until then they are pending.
 
-A journal that is not the one in which the cursor was set, because a person has deleted a damaged line or has restored a
-backup, is delivered from its start: some of what is before the cursor now may have been behind it.
+If the journal is no longer the one in which the cursor was set, because a person has deleted a damaged line or restored
+a backup, it is delivered from its start, as events that are now before the cursor may have been behind it.
 
-A database in the folder of all studies is noted by its path from the study's, so that copies and moves of the
-folder have their own.
+A database in the folder of all studies is recorded by its path relative to the study's folder, so that copies and moves
+of the folder use their own database.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from nfnet_ray.whole_file import whole_file
 SPOOL_FILE = "tracking.json"
 
 _BLOCK_BYTES = 1 << 20
-# Of the journal before the cursor, by which it is known again: the end of a line, which has the time of its event or
-# measured numbers.
+# The number of bytes before the cursor by which the journal is recognised. They end a line, which contains the time of
+# its event or measured numbers.
 _TAIL_BYTES = 256
 
 STUDY_RUN = ""
-"""What the study's own run is called where a trial's is called by the trial's name, which is never empty."""
+"""The name of the study's own run, where a trial's run has the trial's name, which is never empty."""
 
 
 @dataclass(frozen=True)
 class TrackedStudy:
-    """Where a study is found in MLflow; empty strings where nothing has been written yet."""
+    """The ids of a study in MLflow; empty strings if nothing has been written yet."""
 
     tracking_uri: str = ""
     experiment_id: str = ""
@@ -61,24 +61,24 @@ class TrackedStudy:
 class Undelivered:
     """Events before the cursor that have not reached MLflow.
 
-    ``held`` is {name of a trial, or STUDY_RUN: byte from which on its events are missing}; ``refused`` are the bytes at
-    which single events begin.
+    ``held`` is {name of a trial, or STUDY_RUN: byte from which on its events are missing}; ``refused`` has the bytes at
+    which single refused events begin.
     """
 
     held: Mapping[str, int] = field(default_factory=dict)
     refused: Set[int] = frozenset()
 
     def holding(self, run: str, start: int) -> Undelivered:
-        """The same with a run held from a byte on, or from an earlier one if it is held already."""
+        """Returns a copy with a run held from a byte on, or from an earlier one if it is already held."""
         return dataclasses.replace(self, held={**self.held, run: min(start, self.held.get(run, start))})
 
     def without(self, run: str) -> Undelivered:
-        """The same without this run being held."""
+        """Returns a copy in which this run is not held."""
         return dataclasses.replace(self, held={name: at for name, at in self.held.items() if name != run})
 
 
 class JournalLine(NamedTuple):
-    """An event and where its line begins and ends in the journal, in bytes."""
+    """An event, and the bytes at which its line begins and ends in the journal."""
 
     event: Event
     start: int
@@ -86,11 +86,11 @@ class JournalLine(NamedTuple):
 
 
 def runs_of(event: Event) -> tuple[str, ...]:
-    """The runs that an event is written into: a trial's name, or :data:`STUDY_RUN`."""
+    """Returns the runs to which an event is written: a trial's name, or :data:`STUDY_RUN`."""
     if event["event"] in ("trial_started", "trial_paused", "trial_promoted", "epoch"):
         return (event["trial"],)
     if event["event"] == "trial_ended":
-        return (event["trial"], STUDY_RUN)  # the study's has the numbers of all that have ended
+        return (event["trial"], STUDY_RUN)  # the study's run has the numbers of all trials that have ended
     if event["event"] in ("at_work", "form_chosen"):
         return ()
     if event["event"] == "study_extended":
@@ -110,7 +110,7 @@ class Spool:
         self.acknowledged_bytes, self.tracked, self.undelivered = _load(state_path, journal_path)
         self._counted: tuple[int, Undelivered, int] | None = None
         self._counting = threading.Lock()
-        # Up to which byte lines have been counted, and how many there are between the cursor and it.
+        # The byte up to which lines have been counted, and the number of lines between the cursor and this byte.
         self._counted_from, self._counted_to, self._lines_behind = (
             self.acknowledged_bytes,
             self.acknowledged_bytes,
@@ -118,15 +118,15 @@ class Spool:
         )
 
     def pending(self) -> Iterator[JournalLine]:
-        """Yield the events behind the cursor."""
+        """Yields the events behind the cursor."""
         return self._lines(self.acknowledged_bytes)
 
     def missing(self, run: str) -> Iterator[JournalLine]:
-        """Yield the events of a held run that are before the cursor."""
+        """Yields the events of a held run that are before the cursor."""
         yield from self.before_cursor(run, self.undelivered.held[run])
 
     def before_cursor(self, run: str, start: int) -> Iterator[JournalLine]:
-        """Yield the events of a run from byte ``start`` on that are before the cursor."""
+        """Yields the events of a run from byte ``start`` on that are before the cursor."""
         for line in self._lines(start):
             if line.start >= self.acknowledged_bytes:
                 return
@@ -134,14 +134,14 @@ class Spool:
                 yield line
 
     def refused(self) -> Iterator[JournalLine]:
-        """Yield the events before the cursor that MLflow refused."""
+        """Yields the events before the cursor that MLflow refused."""
         for start in sorted(self.undelivered.refused):
             yield next(self._lines(start))
 
     def pending_count(self) -> int:
-        """How many events are behind the cursor, or before it and undelivered.
+        """Returns the number of events that are behind the cursor, or before it and undelivered.
 
-        A display asks several times a second, so no line is counted anew.
+        Lines are counted only once, because a display calls this several times a second.
         """
         try:
             with self._counting, self.journal_path.open("rb") as stream:
@@ -160,9 +160,9 @@ class Spool:
         return behind + self.undelivered_count()
 
     def undelivered_count(self) -> int:
-        """How many events before the cursor have not reached MLflow."""
+        """Returns the number of events before the cursor that have not reached MLflow."""
         cursor, undelivered = self.acknowledged_bytes, self.undelivered
-        # A display asks several times a second.
+        # Cached, because a display calls this several times a second.
         if self._counted is None or self._counted[:2] != (cursor, undelivered):
             starts = set(undelivered.refused)
             for run in undelivered.held:
@@ -171,9 +171,9 @@ class Spool:
         return self._counted[2]
 
     def acknowledge(self, offset: int, tracked: TrackedStudy, undelivered: Undelivered | None = None) -> None:
-        """Note, in one step and for good, that everything before ``offset`` is in MLflow under these ids.
+        """Records durably, in one step, that everything before ``offset`` is in MLflow under these ids.
 
-        Everything but what is ``undelivered``; without it, that stays as it was.
+        The exception is what is ``undelivered``; None leaves the recorded exceptions as they were.
         """
         undelivered = self.undelivered if undelivered is None else undelivered
         state = {
@@ -195,7 +195,7 @@ class Spool:
 
 
 def _line_breaks(stream: BinaryIO, start: int, end: int | None = None) -> tuple[int, int]:
-    """(number of line breaks, byte after the last of them) from byte ``start`` to ``end``, by default to the end."""
+    """Returns (number of line breaks, byte after the last one) from byte ``start`` to ``end``, by default the end."""
     stream.seek(start)
     number, after, at = 0, start, start
     while end is None or at < end:
@@ -210,7 +210,7 @@ def _line_breaks(stream: BinaryIO, start: int, end: int | None = None) -> tuple[
 
 
 def _place(tracking_uri: str, study: Path) -> dict[str, str]:
-    """The tracking URI as it is noted in a study's folder: a database among the studies by its path from there."""
+    """Returns the tracking URI as stored in a study's folder: a database among the studies as a relative path."""
     database = sqlite_path(tracking_uri)
     storage = study.resolve().parent
     if database is None or not database.is_absolute() or "?" in tracking_uri:
@@ -222,7 +222,7 @@ def _place(tracking_uri: str, study: Path) -> dict[str, str]:
 
 
 def _tail(journal: Path, end: int) -> bytes:
-    """The bytes of the journal before ``end``, at most :data:`_TAIL_BYTES`; fewer if it is not as long."""
+    """Returns the bytes of the journal before ``end``, at most :data:`_TAIL_BYTES`; fewer if it is shorter."""
     start = max(0, end - _TAIL_BYTES)
     try:
         with journal.open("rb") as stream:
@@ -237,7 +237,7 @@ def _digest(tail: bytes) -> str:
 
 
 def _is_the_journal_of(journal: Path, cursor: int, digest: str | None) -> bool:
-    """Whether a cursor was set in the journal as it is, or before it grew. Earlier versions noted no digest."""
+    """Whether a cursor was set in this journal, or before it grew. Earlier versions recorded no digest."""
     tail = _tail(journal, cursor)
     if len(tail) < min(cursor, _TAIL_BYTES):
         return False
@@ -245,7 +245,7 @@ def _is_the_journal_of(journal: Path, cursor: int, digest: str | None) -> bool:
 
 
 def _load(path: Path, journal: Path) -> tuple[int, TrackedStudy, Undelivered]:
-    """The state, or the beginning where there is none that can be read: MLflow itself knows the runs."""
+    """Returns the stored state, or the initial one if none can be read: MLflow itself knows the runs."""
     try:
         state: dict[str, Any] = json.loads(path.read_text())
         cursor = int(state.pop("acknowledged_bytes"))
@@ -264,9 +264,9 @@ def _load(path: Path, journal: Path) -> tuple[int, TrackedStudy, Undelivered]:
 
 
 def _in_its_own_database(tracked: TrackedStudy, storage: Path) -> TrackedStudy:
-    """What an earlier version noted by an absolute path, of a folder that was copied or moved since, belongs here.
+    """Corrects an absolute path that an earlier version recorded, if the folder was copied or moved since.
 
-    It does if a database of the same name, among the studies, has the study's run.
+    It is corrected if a database of the same name, among the studies, contains the study's run.
     """
     noted = sqlite_path(tracked.tracking_uri)
     if noted is None or not noted.is_absolute() or noted.is_relative_to(storage):

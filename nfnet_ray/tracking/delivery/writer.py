@@ -1,19 +1,19 @@
-"""Events of a journal as experiments, runs, params, metrics and tags of MLflow.
+"""Writes the events of a journal as experiments, runs, params, metrics and tags of MLflow.
 
 Each study file has an experiment (:mod:`nfnet_ray.tracking.destination.experiment`). A study is one run (tag
-``kind=study``), each of its trials another one (``kind=trial``), and so is each rerun of a winner (``kind=rerun``).
-Trials are flat, not nested: the UI's charts leave nested runs out until each parent is opened by hand. All runs of a
-study carry its ``study_id``, so they are found again whatever happened between creating a run and noting its id.
+``kind=study``), and so are each of its trials (``kind=trial``) and each rerun of a winner (``kind=rerun``). Trials are
+flat and not nested, because the UI's charts leave out nested runs until each parent is opened by hand. All runs of a
+study have its ``study_id``, so they can be found even after a crash between creating a run and recording its id.
 
-Every write may be made twice without harm. A run is looked for before it is created; params and tags are
-set to the same values; a metric has its event's time, and MLflow keeps one of two points that are equal
-in run, name, step, time and value.
+Every write may be repeated without harm. A run is searched for before it is created; params and tags are set to the
+same values; a metric has its event's time, and MLflow keeps only one of two points that are equal in run, name, step,
+time and value.
 
-A run that somebody has deleted in MLflow stays the study's: no other one takes its place until it is gone for good
-(``mlflow gc``), for it can be restored.
+A run that has been deleted in MLflow remains the study's run: it is not replaced until it is gone for good (``mlflow
+gc``), because it can be restored.
 
-Step is the epoch, and ``train_seconds`` is logged in the same batch as the accuracy: only then can the UI
-draw one against the other.
+The step is the epoch, and ``train_seconds`` is logged in the same batch as the accuracy: only then can the UI draw one
+against the other.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RunState = Literal["open", "deleted", "in a deleted experiment", "gone"]
-"""``gone`` is also what was never there."""
+"""The states of a run; ``gone`` includes runs that never existed."""
 
 
 class StudyWriter:
-    """Writes one study's events. Not thread-safe; any call may raise what mlflow raises.
+    """Writes one study's events. Not thread-safe; any call may raise mlflow's errors.
 
     Attributes:
         experiment: the name of the study's experiment.
-        tracked: where the study is in MLflow, as far as it has been written.
+        tracked: the ids of the study in MLflow, as far as it has been written.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class StudyWriter:
         experiment: str | None = None,
         known_experiment_id: str = "",
     ) -> None:
-        """Finds the runs that the study has already, and its experiment, which is created if there is none.
+        """Finds the runs that the study already has, and its experiment, which is created if it does not exist.
 
-        The journal must begin with ``study_started``. ``experiment`` is a name, by default that of the study's file.
-        A study that has runs in ``known_experiment_id``, or where earlier versions put all studies, stays there.
+        The journal must begin with ``study_started``. ``experiment`` is a name, by default that of the study's file. A
+        study that has runs in ``known_experiment_id``, or in the experiment of earlier versions, stays there.
         """
         self._client = client
         self._journal_path, self._journal = journal_path, JournalReader(journal_path)
@@ -129,19 +129,19 @@ class StudyWriter:
         )
 
     def has_lost(self, end: int, held: Container[str]) -> bool:
-        """Whether MLflow, when this writer was made, lacked what it had confirmed of the journal before byte ``end``.
+        """Whether MLflow lacked, when this writer was created, what it had confirmed of the journal up to ``end``.
 
-        It does after its database was replaced by an older backup. Runs that it does not have at all are not looked at,
-        nor are those that are ``held``.
+        This happens if its database was replaced by an older backup. Runs that MLflow does not have at all are ignored,
+        and so are runs that are ``held``.
         """
         return self._existing.lack(self._journal.state_at(end), held)
 
     def run_id(self, run: str) -> str:
-        """The id of a trial's run, or of the study's; empty if there is none."""
+        """Returns the id of a trial's run, or of the study's run; empty if it does not exist."""
         return self.tracked.study_run_id if run == STUDY_RUN else self.tracked.trial_run_ids.get(run, "")
 
     def state_of(self, run: str) -> RunState:
-        """Whether a run can be written to. One that is gone for good is forgotten, so that another takes its place."""
+        """Returns the state of a run. A run that is gone for good is forgotten, so that another one takes its place."""
         from mlflow.exceptions import MlflowException
 
         if self._client.get_experiment(self.tracked.experiment_id).lifecycle_stage != "active":
@@ -162,7 +162,7 @@ class StudyWriter:
         return "open" if stage == "active" else "deleted"
 
     def store_recipe(self, trial: str) -> None:
-        """Stores a trial's Recipe with its run, once in a writer's life."""
+        """Stores a trial's Recipe with its run, once during the lifetime of this writer."""
         run_id = self.run_id(trial)
         if run_id and run_id not in self._with_recipe:
             self._client.log_dict(run_id, self._trials.recipe(trial), RECIPE_FILE)
@@ -173,9 +173,9 @@ class StudyWriter:
         self._client.log_artifact(self.tracked.study_run_id, str(path))
 
     def write(self, line: JournalLine, run: str) -> None:
-        """Writes what an event says about one of its runs (:func:`nfnet_ray.tracking.delivery.spool.runs_of`).
+        """Writes an event to one of its runs (:func:`nfnet_ray.tracking.delivery.spool.runs_of`).
 
-        Kinds of events that this version does not know are left out.
+        Kinds of events that this version does not know are ignored.
         """
         event = line.event
         match event["event"]:
@@ -187,7 +187,7 @@ class StudyWriter:
             case "study_extended":
                 if run == STUDY_RUN:
                     self._extend_study(line)
-                elif run_id := self.run_id(run):  # a trial that has never begun has none
+                elif run_id := self.run_id(run):  # a trial that has never begun has no run
                     self._log(run_id, _tags_after_extension(event, run))
             case "study_annotated":
                 self._describe_study(self._journal.state_at(line.end))
@@ -215,7 +215,7 @@ class StudyWriter:
             case "trial_ended":
                 self._end_trial(line, event)
             case "trial_proposed" | "form_chosen" | "at_work":
-                pass  # they change nothing that MLflow has
+                pass  # these events do not change anything in MLflow
 
     def write_epochs(self, trial: str, events: Sequence[EpochEnded]) -> None:
         """Writes the metrics of several epochs of one trial, in as few calls as possible."""
@@ -224,7 +224,7 @@ class StudyWriter:
         run_id = self._trial_run(trial, events[0]["time"])
         accuracy, chart = self._started["study"]["metric"], self._trials.condition_metric(trial)
         metrics = [
-            # MLflow stores an infinity as 1.8e308, which would be the only thing that a chart shows.
+            # MLflow stores an infinity as 1.8e308, which would be the only visible point of a chart.
             Metric(
                 name,
                 value if math.isfinite(value) else math.nan,
@@ -267,7 +267,7 @@ class StudyWriter:
         self._label_experiment()
 
     def _extend_study(self, line: JournalLine) -> None:
-        """Params cannot change, so the new space goes into the description, and the new seeds into a tag."""
+        """Writes an extension: the new space into the description, as params cannot change, and seeds into a tag."""
         state = self._journal.state_at(line.end)
         self._describe_study(state)
         self._log(self.tracked.study_run_id, {"state": "running", "seeds": study_seeds(state)})
@@ -293,10 +293,10 @@ class StudyWriter:
         end_run(self._client, self.tracked.study_run_id, event["state"], event["time"])
 
     def _write_study_metrics(self, line: JournalLine) -> None:
-        """Logs the study's own metrics and its seeds as they were after a line of the journal.
+        """Logs the study's own metrics and its seeds, as they were after a line of the journal.
 
-        The best accuracy is the highest that a finished trial had in its last epoch. A trial that was started again
-        counts as it ended before. All comes from the journal, so that a driver that takes over says the same.
+        The best accuracy is the highest one that a finished trial had in its last epoch. A trial that was started again
+        counts as it ended before. Everything comes from the journal, so that another driver logs the same values.
         """
         from mlflow.entities import Metric
 
@@ -307,7 +307,7 @@ class StudyWriter:
         log_metrics(self._client, self.tracked.study_run_id, metrics, {"seeds": study_seeds(state)})
 
     def _save_views(self, started: StudyStarted) -> None:
-        """Saves the charts that MLflow's UI opens for the study's trials, and for its settings if they have seeds."""
+        """Saves the charts that MLflow's UI opens for the study's trials and, with several seeds, for its settings."""
         study = started["study"]
         kinds: tuple[RunKind, ...] = ("trial", "setting") if has_several_seeds(study) else ("trial",)
         for kind in kinds:
@@ -320,7 +320,7 @@ class StudyWriter:
             )
 
     def _label_experiment(self) -> None:
-        """Adds the tags that an experiment of somebody else, or of an earlier version, does not have."""
+        """Adds tags to an experiment that was created by hand, or by an earlier version, and lacks them."""
         experiment_id = self.tracked.experiment_id
         tags = self._client.get_experiment(experiment_id).tags
         for name, value in self._experiment_tags().items():
@@ -328,7 +328,7 @@ class StudyWriter:
                 self._client.set_experiment_tag(experiment_id, name, value)
 
     def _experiment_tags(self) -> dict[str, str]:
-        # Without it the UI opens the experiment among traces and prompts of language models.
+        # Without this tag, the UI opens the experiment among traces and prompts of language models.
         tags = {EXPERIMENT_KIND_TAG: EXPERIMENT_KIND}
         study = self._started["study"]
         if self.experiment == own_experiment(study.get("source", {}).get("file")):
@@ -364,7 +364,7 @@ class StudyWriter:
         end_run(self._client, run_id, event["state"], event["time"])
 
     def _conditions(self, state: StudyState, trial: str) -> tuple[dict[str, str], dict[str, str]]:
-        """Tags with the conditions of a trial, and {condition: how it differs from that of the first trial}."""
+        """Returns tags with the conditions of a trial, and {condition: its difference from the first trial}."""
         if self._first is None:
             self._first = first_measured(self._journal_path)
         unlike = unlike_the_first(state, trial, *self._first) if self._first else {}
@@ -372,7 +372,7 @@ class StudyWriter:
         return {"condition": condition, DIFFERS_TAG: ", ".join(unlike)}, unlike
 
     def _trial_run(self, trial: str, time: float) -> str:
-        """The id of the trial's run, which is created when the first event of the trial is written."""
+        """Returns the id of the trial's run, which is created when the first event of the trial is written."""
         if run_id := self.tracked.trial_run_ids.get(trial):
             return run_id
         study, label = self._started["study"], self._trials.label(trial)
@@ -400,7 +400,7 @@ class StudyWriter:
 
 
 def _clipping_metrics(event: EpochEnded) -> dict[str, float]:
-    """What AGC clipped in each part of the network; empty if the epoch has no record of it, or an unreadable one."""
+    """Returns what AGC clipped in each part of the network; empty without a readable record for the epoch."""
     try:
         return Clipping.from_text(event["clipping"]).metrics() if "clipping" in event else {}
     except ValueError:
@@ -408,7 +408,7 @@ def _clipping_metrics(event: EpochEnded) -> dict[str, float]:
 
 
 def _tags_after_extension(event: StudyExtended, trial: str) -> dict[str, str]:
-    """The tags of a trial that an extension has left out, or has made a part of the study again."""
+    """Returns the tags of a trial that an extension has left out, or has taken back into the study."""
     if trial in event["reconsidered"]:
         return {"left_out": "false", "state": "paused"}
     return {"left_out": str(trial in event["left_out"]).lower()}

@@ -1,1 +1,1 @@
-"""Where MLflow records a study: tracking URIs, their checks, and the choice of one that was not given."""
+"""Determines where MLflow records a study: tracking URIs, their checks, and the default one."""

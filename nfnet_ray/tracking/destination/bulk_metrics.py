@@ -1,10 +1,10 @@
-"""Metrics into MLflow's SQLite database as fast as SQLite takes them.
+"""Writes metrics into MLflow's SQLite database at the speed of SQLite.
 
-MLflow makes an object of its ORM of each metric, which takes many times as long as SQLite does
-(``benchmarks/driver/tracking.py``). Here its own store writes the rows of a call in two statements; all else, such as
-the validation, the checks of the run, sessions and locks, stays MLflow's. The rows are the same
-(``tests/tracking/test_bulk_metrics.py``). It is for the versions of MLflow with which that was seen: the store of any
-other one is left as it is.
+MLflow creates an ORM object for each metric, which takes many times as long as SQLite does
+(``benchmarks/driver/tracking.py``). Here the store itself writes the rows of a call in two statements. Everything else,
+such as the validation, the checks of the run, sessions and locks, is left to MLflow. The resulting rows are the same
+(``tests/tracking/test_bulk_metrics.py``). This is only done for versions of MLflow with which it was tested; the store
+of other versions is left unchanged.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 SEEN = (3, 17)
-"""The version of MLflow, without its last part, that this was written against."""
-# What is used of a store besides its tables (store/tracking/sqlalchemy_store.py).
+"""The major and minor version of MLflow that this was written against."""
+# The attributes of a store that are used besides its tables (store/tracking/sqlalchemy_store.py).
 _NEEDED = ("_log_metrics", "_get_run", "_check_run_is_active", "ManagedSessionMaker", "sanitize_metric_value")
-# Tables of store/tracking/dbmodels/models.py, SqlMetric and SqlLatestMetric. A point that is there stays; the latest
-# one is that with the largest step, time and value, in this order.
+# Tables of store/tracking/dbmodels/models.py, SqlMetric and SqlLatestMetric. Existing points are kept. The latest point
+# is the one with the largest step, time and value, in this order.
 _COLUMNS = "(run_uuid, key, value, timestamp, step, is_nan) VALUES (?, ?, ?, ?, ?, ?)"
 _INSERT = f"INSERT INTO metrics {_COLUMNS} ON CONFLICT DO NOTHING"
 _UPSERT = f"""
@@ -34,7 +34,7 @@ WHERE (excluded.step, excluded.timestamp, excluded.value)
 
 
 def write_metrics_in_bulk(client: MlflowClient) -> bool:
-    """Has the store of a client write metrics in bulk, if it is an SQLite database of this process; whether it does."""
+    """Makes a client's store write metrics in bulk if it is SQLite in this process; returns whether it is."""
     import mlflow
 
     if tuple(map(int, mlflow.__version__.split(".")[:2])) != SEEN:
@@ -52,7 +52,7 @@ def write_metrics_in_bulk(client: MlflowClient) -> bool:
 
 
 def _log(store: Any, run_id: str, metrics: Sequence[Metric]) -> None:
-    """What ``SqlAlchemyStore._log_metrics`` does, but for the validation, which ``log_batch`` has done already."""
+    """Replaces ``SqlAlchemyStore._log_metrics``, without the validation, which ``log_batch`` has already done."""
     rows: list[tuple[Any, ...]] = []
     latest: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {}
     for metric in metrics:
@@ -64,7 +64,7 @@ def _log(store: Any, run_id: str, metrics: Sequence[Metric]) -> None:
             latest[metric.key] = order, row
     with store.ManagedSessionMaker(read_only=False) as session:
         store._check_run_is_active(store._get_run(run_uuid=run_id, session=session))
-        # Past the ORM and the compiler of statements, which take longer than SQLite.
+        # Bypasses the ORM and the compiler of statements, which take longer than SQLite.
         connection = session.connection()
         connection.exec_driver_sql(_INSERT, rows)
         connection.exec_driver_sql(_UPSERT, [row for _, row in latest.values()])

@@ -1,4 +1,4 @@
-"""Which MLflow a study is recorded in, if it is not said."""
+"""Chooses the MLflow in which a study is recorded if no address is given."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 
 
 def tracking_uri_of_run(given: str | None, storage: Path, home: Path, study: str | None) -> str:
-    """The same as :func:`tracking_uri_for`, for a study that is trained.
+    """Returns the URI of :func:`tracking_uri_for`, for a study that is trained.
 
-    One that began with NOT_RECORDED is not recorded when it is resumed or extended either, until an address is given.
+    A study that began with NOT_RECORDED is not recorded when it is resumed or extended either, until an address is
+    given.
     """
     if given is None and study and _is_kept_out(storage / study):
         return NOT_RECORDED
@@ -28,21 +29,21 @@ def tracking_uri_of_run(given: str | None, storage: Path, home: Path, study: str
 
 
 def tracking_uri_for(given: str | None, storage: Path, home: Path, study: str | None) -> str:
-    """The tracking URI, absolute and without a password, or NOT_RECORDED: the first that there is.
+    """Returns the tracking URI, absolute and without a password, or NOT_RECORDED: the first one that is set.
 
     1. ``given``, on the command line;
-    2. the one that the study of this name in ``storage`` has been recorded at so far;
-    3. the environment's MLFLOW_TRACKING_URI;
+    2. the one at which the study of this name in ``storage`` has been recorded so far;
+    3. MLFLOW_TRACKING_URI in the environment;
     4. the database ``mlflow.db`` in ``storage``.
 
     Args:
-        given: the command line's, or None.
+        given: the URI on the command line, or None.
         storage: the folder of all studies, absolute.
-        home: where relative paths start.
-        study: the name, if it is known; there need not be such a study.
+        home: the folder to which relative paths refer.
+        study: the name of the study if it is known; the study need not exist.
 
     Raises:
-        UserError: an address whose user name and password cannot be told apart from its host.
+        UserError: the user name and password in an address cannot be distinguished from its host.
     """
     uri = given
     if uri is None and study:
@@ -59,7 +60,7 @@ def tracking_uri_for(given: str | None, storage: Path, home: Path, study: str | 
 
 
 def _recorded_at(directory: Path) -> str:
-    """The tracking URI at which a study has been recorded so far; empty if at none."""
+    """Returns the tracking URI at which a study has been recorded so far; empty if there is none."""
     return Spool(directory / "unused", directory / SPOOL_FILE).tracked.tracking_uri
 
 

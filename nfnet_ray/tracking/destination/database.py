@@ -1,8 +1,8 @@
-"""MLflow's SQLite database as a file that is copied and moved. Asked without mlflow, whose import takes seconds.
+"""Handles MLflow's SQLite database as a file that may be copied and moved, without the slow import of mlflow.
 
-MLflow keeps where the artifacts lie as absolute URIs, so a database that was moved or copied points to its old place.
-What this package creates is in ``mlartifacts/EXPERIMENT`` next to the database; :func:`artifacts_stay_beside` writes
-that anew wherever it is opened.
+MLflow stores the locations of artifacts as absolute URIs, so a database that was moved or copied refers to its old
+place. This package stores artifacts in ``mlartifacts/EXPERIMENT`` next to the database, and
+:func:`artifacts_stay_beside` updates these locations wherever the database is opened.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from nfnet_ray.whole_file import partial_path, replace_for_good
 
 ARTIFACTS_FOLDER = "mlartifacts"
 
-# (table, column) of MLflow 3.17 (store/tracking/dbmodels/models.py) that hold places below an experiment's.
+# (table, column) of MLflow 3.17 (store/tracking/dbmodels/models.py) with locations below that of an experiment.
 _PLACES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
 )
-_BUSY_SECONDS = 20.0  # how long a writer waits for another one's transaction
+_BUSY_SECONDS = 20.0  # the time for which a writer waits for another transaction
 
 
 def artifact_folder(database: Path, experiment: str) -> Path:
-    """Where the artifacts of an experiment lie that this package creates."""
+    """Returns the folder of the artifacts of an experiment that this package creates."""
     return database.absolute().parent / ARTIFACTS_FOLDER / experiment
 
 
 def has_run(database: Path, run_id: str) -> bool:
-    """Whether MLflow's database has a run, deleted or not; False too for what is no such database."""
+    """Whether MLflow's database has a run, deleted or not; False if the file is not such a database."""
     with suppress(sqlite3.Error, OSError), _open(database, "ro") as connection:
         return connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone() is not None
     return False
 
 
 def check_experiment(database: Path, experiment: str) -> None:
-    """Raises UserError if an experiment is there and has been deleted."""
+    """Raises UserError if the experiment exists and has been deleted."""
     found = None
     with suppress(sqlite3.Error, OSError), _open(database, "ro") as connection:
         found = connection.execute(
@@ -59,7 +59,7 @@ def check_experiment(database: Path, experiment: str) -> None:
 
 
 def deleted_experiment(tracking_uri: str, experiment: str, experiment_id: str) -> UserError:
-    """The error that says so, and how to restore it."""
+    """Returns the error for a deleted experiment, with the command that restores it."""
     return UserError(
         f"{named(tracking_uri)}: the experiment {experiment!r} was deleted there; set {EXPERIMENT_VARIABLE} to "
         f"another name, or restore it with:  {restore_experiment_command(tracking_uri, experiment_id)}"
@@ -67,25 +67,25 @@ def deleted_experiment(tracking_uri: str, experiment: str, experiment_id: str) -
 
 
 def make_if_missing(database: Path) -> None:
-    """Makes MLflow's tables in a database that is missing or empty: all of them, or the file stays as it was.
+    """Creates MLflow's tables in a database that is missing or empty: either all of them, or the file is unchanged.
 
-    MLflow makes them in dozens of transactions, which take seconds. A disk that fills up meanwhile, or a kill, would
-    leave a part of them, and such a database MLflow neither opens nor completes: "table webhooks already exists". One
-    process at a time may call this. Raises what mlflow raises.
+    MLflow creates them in dozens of transactions, which take seconds. If the disk fills up meanwhile, or the process is
+    killed, only some tables exist, and MLflow neither opens nor completes such a database: "table webhooks already
+    exists". Only one process at a time may call this. Raises mlflow's errors.
     """
-    database = database.resolve()  # a link stays one
+    database = database.resolve()  # so that a link remains a link
     if database.exists() and database.stat().st_size:
         return
-    # Of MLflow 3.17, which its store calls too. Its client would keep the file open, under the name that it loses.
+    # From MLflow 3.17, whose store calls it, too. Its client would keep the file open under the temporary name.
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
     from sqlalchemy import event
 
     partial = partial_path(database)
     _remove(partial)
-    # SQLite's own files can be written by their owner alone; this one by whomever the umask lets.
+    # SQLite makes files that only their owner can write. This one is created first, with the permissions of the umask.
     partial.touch()
     engine = create_sqlalchemy_engine(sqlite_uri(partial))
-    # Nobody needs what an interruption leaves of it, so the disk is waited for once, and not in each transaction.
+    # The result of an interruption is discarded, so waiting for the disk once at the end is sufficient.
     event.listen(engine, "connect", _do_not_wait_for_the_disk)
     try:
         _initialize_tables(engine)
@@ -102,20 +102,20 @@ def _do_not_wait_for_the_disk(connection: sqlite3.Connection, *_: object) -> Non
 
 
 def _remove(database: Path) -> None:
-    """Removes a database, and the journal without which SQLite would not open one that a kill interrupted."""
+    """Removes a database and its journal, without which SQLite would not open a database that a kill interrupted."""
     for file in (database, database.with_name(f"{database.name}-journal")):
         file.unlink(missing_ok=True)
 
 
 def artifacts_stay_beside(database: Path) -> None:
-    """Points the database to its own artifacts, if it has been moved or copied since it was last opened.
+    """Updates the locations of artifacts in the database, if it has been moved or copied since it was last opened.
 
-    Changes experiments whose artifacts were in ``mlartifacts/EXPERIMENT`` next to some database: if they are next to
-    this one now, or no longer lie there. Any other place was chosen by somebody.
+    Changes experiments whose artifacts were in ``mlartifacts/EXPERIMENT`` next to some database, if the artifacts are
+    next to this one now, or no longer exist there. Any other location was chosen by a person and is kept.
     """
     if not database.is_file():
         return
-    with suppress(sqlite3.OperationalError), _open(database, "rw") as connection:  # one without tables, yet
+    with suppress(sqlite3.OperationalError), _open(database, "rw") as connection:  # it may lack tables
         experiments = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
         for name, location in experiments:
             own, before = artifact_folder(database, name), _local_folder(location)
@@ -128,11 +128,11 @@ def artifacts_stay_beside(database: Path) -> None:
 
 
 def client_uri(tracking_uri: str) -> str:
-    """What MLflow's client is given for a tracking URI.
+    """Returns the URI with which MLflow's client is opened for a tracking URI.
 
-    MLflow makes the folder of a database under its name in the URI, unquoted or not (store/db/utils.py,
-    _make_parent_dirs_if_sqlite). Where a ``%`` or ``?`` had to be quoted in it, that would be another folder, so there
-    the database is reached through a link whose name needs no quoting.
+    MLflow creates the folder of a database under its quoted name in the URI (store/db/utils.py,
+    _make_parent_dirs_if_sqlite). If a ``%`` or ``?`` had to be quoted, that would be another folder. The database is
+    then accessed through a link whose name needs no quoting.
     """
     database = sqlite_path(tracking_uri)
     if database is None or not set(str(database.absolute().parent)) & {"%", "?"}:
@@ -167,7 +167,7 @@ def _local_folder(location: str | None) -> Path | None:
 
 def _move_places(connection: sqlite3.Connection, old: str, new: str) -> None:
     for table, column in _PLACES:
-        # A version of MLflow that has not this table has nothing to move in it.
+        # A version of MLflow without this table has nothing to update in it.
         with suppress(sqlite3.OperationalError):
             connection.execute(
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?) "

@@ -1,4 +1,4 @@
-"""Which experiment a study goes into, and the commands that bring back what somebody has deleted in MLflow."""
+"""Names the experiment of a study, and the commands that restore what has been deleted in MLflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT_EXPERIMENT = "nfnet_ray"
 
 
 def experiment_name(file: str | PurePath | None = None) -> str:
-    """The environment's; else one for each study file, which starts with ``nfnet_ray.``; else ``nfnet_ray``.
+    """Returns the environment's experiment; else ``nfnet_ray.`` and the name of the study file; else ``nfnet_ray``.
 
     >>> experiment_name("studies/agc_sweep.py")                                    # doctest: +SKIP
     'nfnet_ray.agc_sweep'
@@ -25,30 +25,30 @@ def experiment_name(file: str | PurePath | None = None) -> str:
 
 
 def own_experiment(file: str | PurePath | None) -> str | None:
-    """The name of the experiment of one study file alone; None without a file."""
+    """Returns the name of the experiment for one study file; None without a file."""
     stem = PurePath(file).stem if file else ""
     return f"{DEFAULT_EXPERIMENT}.{stem}" if stem else None
 
 
 def experiment_of(started: StudyStarted) -> str:
-    """The name of the experiment for a study that begins with this event."""
+    """Returns the name of the experiment for a study that begins with this event."""
     return experiment_name(started["study"].get("source", {}).get("file"))
 
 
 def experiment_of_journal(directory: Path) -> str:
-    """The same for the study in a directory; ``nfnet_ray`` where there is no journal yet. Raises UserError."""
+    """Returns the name for the study in a directory; ``nfnet_ray`` if there is no journal yet. Raises UserError."""
     for event, _ in read_events(directory / JOURNAL_FILE):
         return experiment_of(event) if event["event"] == "study_started" else experiment_name()
     return experiment_name()
 
 
 def restore_experiment_command(tracking_uri: str, experiment_id: str) -> str:
-    """MLflow's UI has no button for it (3.17)."""
+    """Returns the command that restores an experiment, for which MLflow's UI has no button (3.17)."""
     return _mlflow(tracking_uri, ["experiments", "restore", "--experiment-id", experiment_id])
 
 
 def restore_runs_command(tracking_uri: str, run_ids: Sequence[str]) -> str:
-    """One line for the shell, however many runs there are."""
+    """Returns one line for the shell that restores runs, however many there are."""
     if len(run_ids) == 1:
         return _mlflow(tracking_uri, ["runs", "restore", "--run-id", run_ids[0]])
     restore = _mlflow(tracking_uri, ["runs", "restore", "--run-id"])

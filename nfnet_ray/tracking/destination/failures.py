@@ -1,4 +1,4 @@
-"""What an error of MLflow's client means: that nobody answers, that an event is refused, that we are; and its words."""
+"""Classifies errors of MLflow's client: no answer, a refused event, or refused credentials; and describes them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from nfnet_ray.printable import printable
 from nfnet_ray.tracking.destination.uri import without_password
 
 REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
-"""What MLflow says of an event that it will not take, however often it is asked."""
+"""MLflow's error codes for an event that it will never accept."""
 
-# What it says of us, which may be put right while a study runs; and what is said of that.
+# MLflow's error codes for refused credentials or permissions, which may be corrected while a study runs, with messages.
 _REFUSES_US = {
     "UNAUTHENTICATED": "server refuses us (HTTP 401), check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     "PERMISSION_DENIED": "server does not let us write (HTTP 403), ask for the permission EDIT on the experiment",
 }
 
-# How urllib3 words the status of an answer for which a request is made again (urllib3/util/retry.py), and how MLflow
-# words that of another answer that is none of its own, such as a proxy's (mlflow/utils/rest_utils.py).
+# The wording of urllib3 for the status of an answer after which a request is retried (urllib3/util/retry.py), and of
+# MLflow for an answer that is not its own, such as a proxy's (mlflow/utils/rest_utils.py).
 _ANSWERED = re.compile(r"too many (\d{3}) error responses|failed with error code (\d{3}) ")
 
 
 def is_out_of_reach(error: Exception) -> bool:
-    """Whether a server did not answer, so that it may another time."""
+    """Whether a server did not answer, so that a retry may succeed."""
     from requests import exceptions
 
     signs = ("Max retries exceeded", "Connection", "timed out", "Timeout")
@@ -34,9 +34,9 @@ def is_out_of_reach(error: Exception) -> bool:
 
 
 def may_be_of_the_event(error: Exception) -> bool:
-    """Whether what was asked may be the reason for an error, as in a server that meets a bug, or has no room for it.
+    """Whether the event itself may be the reason for an error, e.g. if it triggers a bug of the server.
 
-    It is not if nobody answers, if we are refused, or if there were too many requests.
+    It is not if the server does not answer, refuses the credentials, or received too many requests.
     """
     if getattr(error, "error_code", "") in _REFUSES_US or isinstance(error, InterruptedError):
         return False
@@ -44,7 +44,7 @@ def may_be_of_the_event(error: Exception) -> bool:
 
 
 def is_trouble_of_the_server(error: Exception) -> bool:
-    """Whether a server, or a proxy before it, answers that it cannot do now what was asked."""
+    """Whether a server, or a proxy in front of it, answers that it cannot handle the request at present."""
     status = _status_of(error)
     return status is not None and (
         status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
@@ -52,10 +52,10 @@ def is_trouble_of_the_server(error: Exception) -> bool:
 
 
 def in_words(error: Exception) -> str:
-    """An error in a few words, in one line."""
+    """Describes an error in a few words, on one line."""
     if (known := _REFUSES_US.get(getattr(error, "error_code", ""))) is not None:
         return known
-    # A server that answers with an error, or a proxy before it, is told apart from one that is away.
+    # A server (or a proxy in front of it) that answers with an error is distinguished from one that does not answer.
     if (status := _status_of(error)) is not None:
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             return f"server takes no more requests for now (HTTP {status})"
@@ -72,6 +72,6 @@ def in_words(error: Exception) -> str:
 
 
 def _status_of(error: Exception) -> int | None:
-    """The HTTP status of an answer that is no answer of MLflow's own."""
+    """Returns the HTTP status of an answer that does not come from MLflow itself."""
     found = _ANSWERED.search(str(error))
     return int(found[1] or found[2]) if found else None

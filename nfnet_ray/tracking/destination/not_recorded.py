@@ -1,12 +1,13 @@
-"""Takes the place of :mod:`nfnet_ray.tracking.delivery.sink` if a study is not recorded in MLflow."""
+"""Replaces :mod:`nfnet_ray.tracking.delivery.sink` if a study is not recorded in MLflow."""
 
 from __future__ import annotations
 
 
 class NotRecorded:
-    """Has the methods of the sink that a study calls while it runs; imports and writes nothing.
+    """Has the methods of the sink that a study calls while it runs, but imports and writes nothing.
 
-    The journal has all that MLflow would be told, and delivers it later (``python -m nfnet_ray.tracking replay``).
+    The journal has everything that MLflow would receive, and can deliver it later (``python -m nfnet_ray.tracking
+    replay``).
     """
 
     backlog = 0
@@ -17,5 +18,5 @@ class NotRecorded:
     def wake(self) -> None: ...
 
     def close(self, _deadline_seconds: float) -> int:
-        """No event is missing where none was to be delivered."""
+        """Returns 0, because no event is missing if none was to be delivered."""
         return 0

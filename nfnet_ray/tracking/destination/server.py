@@ -1,6 +1,6 @@
-"""Asking an MLflow server whether studies can be recorded there, with MLflow's own client and all its settings.
+"""Checks whether studies can be recorded on an MLflow server, with MLflow's own client and all its settings.
 
-So what holds for recording holds for the question: basic authentication, tokens, certificates, proxies, plugins.
+The check therefore uses the same basic authentication, tokens, certificates, proxies and plugins as the recording.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ from nfnet_ray.tracking.destination.experiment import experiment_name
 from nfnet_ray.tracking.destination.uri import URI_VARIABLE, named, without_password
 
 CHECK_SECONDS = 10.0
-"""How long a person who starts a study is kept waiting for a server that says nothing."""
+"""The longest time for which starting a study waits for a server that does not answer."""
 
 # The telemetry thread changes os.environ while requests iterates over it, which fails at random.
 MLFLOW_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def check_server(uri: str, experiment: str | None = None) -> None:
-    """Find out whether an MLflow server takes us, in :data:`CHECK_SECONDS` once mlflow is imported.
+    """Checks that an MLflow server accepts our requests, in :data:`CHECK_SECONDS` once mlflow is imported.
 
-    It is asked for ``experiment``, by default the environment's or ``nfnet_ray``.
+    The check asks for ``experiment``, by default the environment's or ``nfnet_ray``.
 
     Raises:
-        UserError: it does not answer, answers as something else than MLflow or refuses us, or the experiment has been
-            deleted there.
+        UserError: the server does not answer, is not MLflow or refuses us, or the experiment has been deleted there.
     """
     asked = experiment or experiment_name()
     os.environ.update(MLFLOW_ENVIRONMENT)
     go_past_proxies_to_this_machine(uri)
     import mlflow.utils.rest_utils  # noqa: F401  here, so that the time it takes is not the server's
 
-    # In a thread: a name server that does not answer has no timeout of its own.
+    # A thread limits the time, because looking up a name has no timeout when the name server does not answer.
     answer: list[dict[str, Any] | str] = []
     asking = threading.Thread(target=lambda: answer.append(_ask(uri, asked)), daemon=True)
     asking.start()
@@ -53,7 +52,7 @@ def check_server(uri: str, experiment: str | None = None) -> None:
 
 
 def cannot_carry_out(uri: str, error: Exception) -> UserError:
-    """The error of something that MLflow, or what is on the way to it, has failed to do; a UserError stays as it is."""
+    """Returns the error for a failed request to MLflow, or to a proxy before it; a UserError is returned unchanged."""
     if isinstance(error, UserError):
         return error
     first_line = without_password(printable(str(error).strip().partition("\n")[0])) or type(error).__name__
@@ -70,7 +69,7 @@ def is_this_machine(uri: str) -> bool:
 
 
 def go_past_proxies_to_this_machine(uri: str) -> None:
-    """Has this process speak to its own machine without a proxy, for which that address means the proxy's machine."""
+    """Makes this process bypass proxies for its own machine's address, which for a proxy means the proxy itself."""
     if not is_this_machine(uri):
         return
     host = urlsplit(uri).hostname or ""
@@ -80,7 +79,7 @@ def go_past_proxies_to_this_machine(uri: str) -> None:
 
 
 def _ask(uri: str, experiment: str) -> dict[str, Any] | str:
-    """The experiment as MLflow describes it (empty if there is none yet), or what is wrong with the server."""
+    """Returns the experiment as MLflow describes it (empty if it does not exist), or the problem with the server."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -95,7 +94,7 @@ def _ask(uri: str, experiment: str) -> dict[str, Any] | str:
             max_retries=0,
             raise_on_status=False,
         )
-    except Exception as error:  # whatever plugins and certificates raise
+    except Exception as error:  # plugins and certificates may raise anything
         cause = error.__cause__ or error.__context__ if isinstance(error, MlflowException) else error
         return _why_unreachable(uri, cause or error)
     try:
@@ -155,7 +154,7 @@ def _why_unreachable(uri: str, error: BaseException) -> str:
             f"and this machine do not agree on TLS ({_innermost(error)}); "
             "is MLFLOW_TRACKING_CLIENT_CERT_PATH needed?"
         )
-    # While the answer is read a time-out arrives as another error, with the socket's inside.
+    # While the answer is read, a time-out is raised as another error that contains the socket's.
     if isinstance(error, exceptions.Timeout) or _innermost(error) == "timed out":
         return _silent(uri)
     return f"cannot be reached ({_innermost(error)}); is it running, and the address right?"
@@ -167,7 +166,7 @@ def _silent(uri: str) -> str:
 
 
 def _proxy_to(uri: str) -> str | None:
-    """The proxy that the environment names for an address."""
+    """Returns the proxy that the environment defines for an address."""
     from requests.utils import get_environ_proxies, select_proxy
 
     proxy = select_proxy(uri, get_environ_proxies(uri))
@@ -175,7 +174,7 @@ def _proxy_to(uri: str) -> str | None:
 
 
 def _innermost(error: BaseException) -> str:
-    """What the operating system, or the TLS library, said first."""
+    """Returns the original message of the operating system, or of the TLS library."""
     seen: set[int] = set()
     cause: BaseException = error
     while id(cause) not in seen:

@@ -1,10 +1,11 @@
-"""Tracking URIs: which there are, how a path becomes one, what is said of one.
+"""Defines tracking URIs: the supported forms, conversion from paths, and their names in messages.
 
 A tracking URI is the address of an MLflow server, or ``sqlite:///`` and the path of a database. In such a path ``%``
-and ``?`` are written ``%25`` and ``%3F``: SQLAlchemy unquotes it, and takes what follows a ``?`` for options.
+and ``?`` are written ``%25`` and ``%3F``, because SQLAlchemy unquotes the path and treats what follows a ``?`` as
+options.
 
-A user name and a password in an address go to MLflow's environment variables and no further: messages, files and MLflow
-itself get the address without them.
+A user name and a password in an address are moved to MLflow's environment variables: messages, files and MLflow itself
+get the address without them.
 """
 
 from __future__ import annotations
@@ -21,47 +22,48 @@ USERNAME_VARIABLE = "MLFLOW_TRACKING_USERNAME"
 PASSWORD_VARIABLE = "MLFLOW_TRACKING_PASSWORD"
 
 DATABASE_FILE = "mlflow.db"
-"""The default database, in the storage folder; SQLite's and our own files beside it begin with this name."""
+"""The default database, in the storage folder. The names of SQLite's and our own files beside it begin with this
+name."""
 
 NOT_RECORDED = "none"
-"""In the place of a tracking URI: the study is not recorded in MLflow."""
+"""The value of a tracking URI that means: do not record the study in MLflow."""
 
 _SQLITE = "sqlite:///"
 
 
 def sqlite_uri(path: Path) -> str:
-    """The tracking URI of an SQLite database."""
+    """Returns the tracking URI of an SQLite database."""
     return _SQLITE + str(path.absolute()).replace("%", "%25").replace("?", "%3F")
 
 
 def default_tracking_uri(folder: Path) -> str:
-    """The SQLite database ``mlflow.db`` in ``folder``, as an absolute URI."""
+    """Returns the absolute URI of the SQLite database ``mlflow.db`` in ``folder``."""
     return sqlite_uri(folder.resolve() / DATABASE_FILE)
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:
-    """The file of a ``sqlite:///`` URI (four slashes before an absolute path), or None for any other URI."""
+    """Returns the file of a ``sqlite:///`` URI (four slashes before an absolute path); None for any other URI."""
     if not tracking_uri.startswith(_SQLITE):
         return None
     return Path(unquote(tracking_uri.removeprefix(_SQLITE).partition("?")[0]))
 
 
 def without_password(text: str) -> str:
-    """A text, such as an address or a command, without what comes before the hosts of the addresses in it.
+    """Removes from a text, such as an address or a command, everything before the hosts of its addresses.
 
     >>> without_password("python train.py --tracking-uri=https://me:secret@host/mlflow")
     'python train.py --tracking-uri=https://host/mlflow'
     """
     text = re.sub(r"://[^/?#\s]*@", "://", text)
-    # A password with a sign that would have to be quoted, such as a slash.
+    # A password with a character that should have been quoted, such as a slash.
     return re.sub(r"://[^/\s@:]+:[^\s]*@", "://", text)
 
 
 def with_credentials_aside(uri: str) -> str:
-    """The address without its user name and password, which go to MLflow's environment variables of this process.
+    """Returns an address without its user name and password, which are moved to MLflow's environment variables.
 
     Raises:
-        UserError: it is not clear what is the password and what is the host.
+        UserError: the password cannot be distinguished from the host.
     """
     try:
         parts = urlsplit(uri)
@@ -81,6 +83,6 @@ def with_credentials_aside(uri: str) -> str:
 
 
 def named(uri: str) -> str:
-    """The URI as the subject of a message, with where it comes from if nobody typed it."""
+    """Returns the URI as the subject of a message, with its origin if it was not typed."""
     source = f" (from {URI_VARIABLE})" if uri and os.environ.get(URI_VARIABLE) == uri else ""
     return f"tracking URI {without_password(uri)!r}{source}"

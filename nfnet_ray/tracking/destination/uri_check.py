@@ -1,4 +1,4 @@
-"""Whether a study can be recorded at a tracking URI."""
+"""Checks whether a study can be recorded at a tracking URI."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from nfnet_ray.tracking.destination.server import check_server
 from nfnet_ray.tracking.destination.uri import NOT_RECORDED, named, sqlite_path, with_credentials_aside
 
 MOST_DATABASE_PATH_BYTES = 496
-"""MAX_PATHNAME of SQLite's os_unix.c, 512, less its "-journal", and ".partial" while it is made."""
+"""MAX_PATHNAME of SQLite's os_unix.c, 512, minus the lengths of "-journal" and of ".partial", used during creation."""
 
-# What SQLAlchemy takes from the options of an SQLite URI (dialects/sqlite/pysqlite.py, create_connect_args), but for
+# The options of an SQLite URI that SQLAlchemy accepts (dialects/sqlite/pysqlite.py, create_connect_args), without
 # ``uri``, which gives the path another meaning.
 _SQLITE_OPTIONS = {"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements"}
 _WHAT_TO_USE = "use sqlite:///mlflow.db, or the http(s) address of an MLflow server"
 
 
 def check_tracking_uri(uri: str, experiment: str | None = None) -> None:
-    """Find out whether a study can be recorded at ``uri``: a look at the file system, or a question to the server.
+    """Checks whether a study can be recorded at ``uri``, by looking at the file system or asking the server.
 
-    A server is asked by MLflow's own client, so that imports mlflow. ``experiment`` is the one that the study goes
-    into, by default the environment's or ``nfnet_ray``.
+    A server is asked with MLflow's own client, which imports mlflow. ``experiment`` is the study's experiment, by
+    default the environment's or ``nfnet_ray``.
 
     Raises:
-        UserError: the scheme is not one that is supported; the server does not answer, answers as something else than
-            MLflow or refuses us; the database cannot be written; or the experiment has been deleted.
+        UserError: the scheme is not supported; the server does not answer, is not MLflow or refuses us; the database
+            cannot be written; or the experiment has been deleted.
     """
     uri = with_credentials_aside(uri)
     check_scheme(uri)
@@ -43,7 +43,7 @@ def check_tracking_uri(uri: str, experiment: str | None = None) -> None:
 
 
 def check_scheme(uri: str) -> None:
-    """Raises UserError if ``uri`` is neither an address nor a database. Looks nowhere and asks nobody."""
+    """Raises UserError if ``uri`` is neither an address nor a database. Accesses neither files nor network."""
     scheme = urlsplit(uri).scheme
     if uri == NOT_RECORDED:
         raise UserError(f"{named(uri)} names no MLflow; {_WHAT_TO_USE}")
@@ -79,7 +79,7 @@ def _check_sqlite(uri: str, experiment: str) -> None:
                 first_bytes = stream.read(16)
         except OSError as error:
             raise UserError(f"{named(uri)}: {path} cannot be read ({error.strerror})") from None
-        # https://www.sqlite.org/fileformat.html section 1.3; a file that is still empty becomes a database.
+        # https://www.sqlite.org/fileformat.html section 1.3. An empty file will become a database.
         if first_bytes not in (b"", b"SQLite format 3\0"):
             raise UserError(f"{named(uri)}: {path} is not an SQLite database; name another file")
         if not os.access(path, os.W_OK):

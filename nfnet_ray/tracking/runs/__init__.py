@@ -1,1 +1,1 @@
-"""What the runs of a study have in MLflow, each as a function of its journal: names, tags, texts, data sets, files."""
+"""Computes the contents of a study's runs in MLflow from its journal: names, tags, texts, data sets, files."""

@@ -1,7 +1,7 @@
-"""Which charts there are of a study: the accuracy has a second name for each condition.
+"""Defines the charts of a study in MLflow, for which the accuracy has a second name under each condition.
 
-A chart of MLflow 3.17 draws all runs that have its metric and knows no other filter, so a chart for each condition
-needs a metric for each.
+A chart of MLflow 3.17 draws all runs that have its metric and has no other filter, so a chart for each condition needs
+a separate metric for each.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from nfnet_ray.tracking.labels import short_names, stratum_label
 from nfnet_ray.tracking.swept import condition_fields, possible_values, swept_fields
 
 MOST_CONDITIONS = 6
-"""More charts than that nobody compares."""
+"""The most conditions with separate charts, because more charts cannot be compared."""
 
 
 def condition_metrics(study: StudyDescription) -> list[str]:
-    """The names that the accuracy has besides its own, one for each condition; none for a single condition, or many.
+    """Returns the additional names of the accuracy, one for each condition; empty for a single condition, or many.
 
     >>> condition_metrics(agc_sweep)                                                # doctest: +SKIP
     ['validation_top1 at batch_size 64', 'validation_top1 at batch_size 256']
@@ -39,7 +39,7 @@ def condition_metrics(study: StudyDescription) -> list[str]:
 
 
 def condition_metric(study: StudyDescription, condition: Mapping[str, Any]) -> str:
-    """The name for one condition, {dotted name of a field: its value}, in letters that MLflow takes."""
+    """Returns the name for one condition, {dotted name of a field: its value}, in characters that MLflow accepts."""
     words = stratum_label(condition, short_names(swept_fields(study)))
     allowed = re.sub(r"[^\w.: -]", " ", words)
     return f"{study['metric']} at {' '.join(allowed.split())}"

@@ -1,4 +1,4 @@
-"""Deleting a study's runs in MLflow, which are found by the id that each of them carries as a tag.
+"""Deletes a study's runs in MLflow, which are found by the study's id in their tags.
 
 MLflow marks a run as deleted; ``mlflow gc`` removes it for good, and until then it can be restored.
 """
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrackedRuns:
-    """The runs of one study that MLflow has and that are not deleted.
+    """The runs of one study in MLflow that are not deleted.
 
     Attributes:
-        views: {id of an experiment: keys of its tags that hold saved comparisons}.
+        views: {id of an experiment: keys of its tags with saved comparisons}.
     """
 
     tracking_uri: str
@@ -39,7 +39,7 @@ class TrackedRuns:
 
 
 def find_runs(tracking_uri: str, study_id: str) -> TrackedRuns:
-    """The runs of a study, in whatever experiment they are. A database that is not there has none, and is not made.
+    """Finds the runs of a study in all experiments. A database that does not exist has none, and is not created.
 
     Raises:
         UserError: MLflow cannot be reached, or refuses us.
@@ -52,15 +52,15 @@ def find_runs(tracking_uri: str, study_id: str) -> TrackedRuns:
         check_server(uri)
     try:
         return _find(_client(uri), uri, study_id)
-    except Exception as error:  # whatever MLflow, SQLAlchemy and requests raise
+    except Exception as error:  # MLflow, SQLAlchemy and requests may raise anything
         raise cannot_carry_out(uri, error) from error
 
 
 def delete_runs(found: TrackedRuns) -> None:
-    """Deletes runs, each once: what is deleted already is left alone, so that it can be repeated.
+    """Deletes runs. Runs that are already deleted are skipped, so the call can be repeated.
 
     Raises:
-        UserError: MLflow cannot be reached, or refuses. What was deleted before stays so.
+        UserError: MLflow cannot be reached, or refuses. Runs that were deleted before stay deleted.
     """
     if not found.run_ids and not found.views:
         return
@@ -83,7 +83,7 @@ def _client(uri: str) -> MlflowClient:
     for name in (
         "mlflow",
         "alembic",
-    ):  # they print stack traces, of which our message says all in a few words
+    ):  # they print stack traces, which our message summarises
         logging.getLogger(name).setLevel(logging.CRITICAL)
     from mlflow import MlflowClient
 

@@ -1,4 +1,4 @@
-"""The files of a study's directory that MLflow gets too."""
+"""Lists the files of a study's directory that are stored in MLflow, too."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 
 RECIPE_FILE = "recipe.json"
-"""A trial's file: its whole Recipe, which ``Recipe.from_values`` takes."""
+"""A trial's file with its complete Recipe, which ``Recipe.from_values`` accepts."""
 TRIALS_FILE = "trials.csv"
 REQUIREMENTS_FILE = "requirements.txt"
-# As dashboards/report.py calls it, which this room may not import.
+# The same name as in dashboards/report.py, which this package may not import.
 _REPORT_FILE = "report.html"
 
 
 def program_copy(started: StudyStarted) -> str | None:
-    """The name of the copy of the study file in a study's directory; None for a study that has no file."""
+    """Returns the name of the copy of the study file in a study's directory; None for a study without a file."""
     file = started["study"].get("source", {}).get("file")
     return PurePath(file).name if file else None
 
 
 def study_files(directory: Path) -> list[Path]:
-    """Those of a study's files that are there: report, journal, table of trials, study file, requirements.
+    """Returns those of a study's files that exist: report, journal, table of trials, study file, requirements.
 
     Raises UserError if the journal is damaged.
     """

@@ -1,4 +1,4 @@
-"""The data set of a study as inputs and params of a run in MLflow."""
+"""Represents the data set of a study as inputs and params of a run in MLflow."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _MOST_DIGEST_LETTERS = 36
 
 
 def dataset_name(data: DataDescription, context: str) -> str:
-    """What MLflow calls the part of a data set that is used for ``context``: it needs two names for one digest."""
+    """Returns MLflow's name of the data used for ``context``: MLflow needs two names for one digest."""
     return f"{data['name']}_{context}"
 
 
 def dataset_digest(data: DataDescription) -> str:
-    """The fingerprint, as far as MLflow takes it."""
+    """Returns the fingerprint, cut to the length that MLflow accepts."""
     return data["fingerprint"][:_MOST_DIGEST_LETTERS]
 
 
 def dataset_inputs(data: DataDescription) -> list[DatasetInput]:
-    """Two inputs: the images that a run trains with, and those that validate it.
+    """Returns two inputs: the images that a run trains with, and those that validate it.
 
-    To log them again changes nothing. The study's data set has one digest, its fingerprint.
+    Logging them again changes nothing. Both have the same digest, the fingerprint of the study's data set.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
@@ -49,5 +49,5 @@ def dataset_inputs(data: DataDescription) -> list[DatasetInput]:
 
 
 def data_params(data: DataDescription) -> Values:
-    """The params of a run that describe the data set."""
+    """Returns the params of a run that describe the data set."""
     return {f"data.{name}": value for name, value in data.items()}

@@ -28,20 +28,20 @@ ALIAS = "best"
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A network, and what MLflow is told of it.
+    """A network, and its description for MLflow.
 
     Attributes:
         network: a ``torch.nn.Module``.
-        write_files: writes what its loader needs besides the network into a folder.
-        loader: the module whose ``_load_pyfunc`` loads it.
-        column: of the input, which holds the bytes of image files.
-        example: such bytes.
-        requirements: lines of a requirements file.
-        metric: name and value of the accuracy that its run reported.
-        step: the epoch.
-        data: name and digest of the images of that accuracy.
-        tags: of the version, by which it is found again.
-        code: files and packages that the network's classes are defined in, beside nfnet_ray and ``requirements``.
+        write_files: writes into a folder what the loader needs besides the network.
+        loader: the module whose ``_load_pyfunc`` loads the network.
+        column: the name of the input column, which contains the bytes of image files.
+        example: an example of such bytes.
+        requirements: the lines of a requirements file.
+        metric: the name and value of the accuracy that the network's run reported.
+        step: the epoch of this accuracy.
+        data: the name and digest of the images of that accuracy.
+        tags: the tags of the version, by which it is found again.
+        code: files and packages that define the network's classes, besides nfnet_ray and ``requirements``.
     """
 
     network: Any
@@ -58,7 +58,7 @@ class PublishedModel:
 
 
 def model_name(experiment: str) -> str:
-    """The name of the registered model of an experiment, in letters that MLflow takes and can search for.
+    """Returns the name of an experiment's registered model, in characters that MLflow accepts and can search for.
 
     >>> model_name("nfnet_ray.agc_sweep"), model_name("/Shared/vision: O'Brien")
     ('nfnet_ray.agc_sweep', 'Shared-vision-O-Brien')
@@ -68,12 +68,12 @@ def model_name(experiment: str) -> str:
 
 
 def publish(tracking_uri: str, run_id: str, name: str, model: PublishedModel) -> tuple[str, bool]:
-    """Logs a model with a run and registers it; what was published before under the same tags stays as it is.
+    """Logs a model with a run and registers it, unless a version with the same tags has been published before.
 
-    The alias ``best`` moves to it unless a version of the same data has a higher accuracy.
+    The alias ``best`` moves to the model unless a version for the same data has a higher accuracy.
 
     Args:
-        name: as :func:`model_name` makes it.
+        name: a name from :func:`model_name`.
 
     Returns:
         The version, and whether it has the alias.
@@ -96,7 +96,7 @@ def _publish(tracking_uri: str, run_id: str, name: str, model: PublishedModel) -
     import mlflow
     from mlflow.models import Model
 
-    # It warns that pickled objects are to be trusted, which docs/mlflow.md says too.
+    # MLflow warns that pickled objects must be trusted, which docs/mlflow.md also says.
     for logger in ("mlflow.pytorch", "mlflow.utils.environment", "alembic"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     uri = client_uri(tracking_uri)
@@ -104,7 +104,7 @@ def _publish(tracking_uri: str, run_id: str, name: str, model: PublishedModel) -
     client = mlflow.MlflowClient(uri)
     version = _published(client, name, model)
     if version is None:
-        # Else the model would be one of MLflow's experiment Default, whose files are in ./mlruns of whoever made it.
+        # Otherwise the model would belong to MLflow's experiment Default, whose files are in ./mlruns of its creator.
         mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
         info = Model.log(
             artifact_path=None, flavor=_Flavor, name=ALIAS, run_id=run_id, step=model.step, published=model
@@ -118,7 +118,7 @@ def _publish(tracking_uri: str, run_id: str, name: str, model: PublishedModel) -
             dataset_name=model.data[0],
             dataset_digest=model.data[1],
         )
-        with contextlib.suppress(mlflow.MlflowException):  # it is there already
+        with contextlib.suppress(mlflow.MlflowException):  # the model already exists
             client.create_registered_model(name)
         tags = {**model.tags, "digest": model.data[1], model.metric[0]: repr(model.metric[1])}
         version = client.create_model_version(
@@ -150,7 +150,7 @@ def _is_best(client: MlflowClient, name: str, model: PublishedModel) -> bool:
 
 
 class _Flavor:
-    """What ``Model.log`` takes for a flavour's module."""
+    """Has the interface that ``Model.log`` expects of a flavour's module."""
 
     @staticmethod
     def save_model(path: str, mlflow_model: Model, published: PublishedModel, **_: Any) -> None:
@@ -180,6 +180,6 @@ class _Flavor:
             code_paths=[str(path) for path in published.code] or None,
         )
         published.write_files(Path(path) / "data")
-        # pyfunc classifies files of images; that of the pytorch flavour would take normalised tensors.
+        # pyfunc classifies image files, whereas pyfunc of the pytorch flavour would expect normalised tensors.
         mlflow_model.flavors["python_function"] |= {"loader_module": published.loader, "data": "data"}
         mlflow_model.save(str(Path(path) / "MLmodel"))

@@ -1,4 +1,4 @@
-"""What several seeds of one setting give together: the run of a setting, once all its trials have ended."""
+"""Combines the results of several seeds of one setting for the setting's run, once all its trials have ended."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD, TrialProgress
 
 @dataclass(frozen=True)
 class SettingResult:
-    """The trials of a setting that have all ended, one for each seed; two at least.
+    """The trials of a setting that have all ended, one for each seed, at least two.
 
     Attributes:
-        trials: their names, in the order of the plan.
-        epochs: {epoch: {metric: value}} up to the last epoch that all of them have reached: the mean over the seeds,
-            and the lowest and the highest accuracy.
-        has_diverged: whether all of them have.
+        trials: the names of the trials, in the order of the plan.
+        epochs: {epoch: {metric: value}} up to the last epoch that all trials have reached: the mean over the seeds, and
+            the lowest and the highest accuracy.
+        has_diverged: whether all trials have diverged.
     """
 
     trials: tuple[str, ...]
@@ -30,7 +30,7 @@ class SettingResult:
 
     @property
     def key(self) -> str:
-        """The same for the same trials. A setting that gets more seeds is another group of trials."""
+        """A key that is equal for the same trials. With further seeds, a setting is another group of trials."""
         return hashlib.sha256("\n".join(self.trials).encode()).hexdigest()[:16]
 
 
@@ -40,7 +40,7 @@ def has_several_seeds(study: StudyDescription) -> bool:
 
 
 def study_seeds(state: StudyState) -> str:
-    """All seeds that trials of a study have by now, ``0, 1, 1000``: also those of contenders and of reruns."""
+    """Lists all seeds of a study's trials so far, including contenders and reruns, such as ``0, 1, 1000``."""
     assert state.started is not None
     outside = state.outside
     plans = {**state.plans, **state.further, **state.reruns}
@@ -50,7 +50,7 @@ def study_seeds(state: StudyState) -> str:
 
 
 def ended_setting(state: StudyState, trial: str, metric: str) -> SettingResult | None:
-    """The setting of a trial, if that was its last one to end; None if others have yet to, or if there are none."""
+    """Returns a trial's setting if all its trials have ended; None if not, or if there is only one."""
     plans = {**state.plans, **state.further}
     if trial not in plans:
         return None

@@ -1,4 +1,4 @@
-"""The metrics of a study as a whole, which its own run has in MLflow."""
+"""Computes the metrics of a whole study for its own run in MLflow."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from nfnet_ray.tracking.state import StudyState
 
 
 def study_metrics(state: StudyState, metric: str) -> dict[str, float]:
-    """A study's own metrics in MLflow; ``best_…`` is missing while no trial has finished.
+    """Returns a study's own metrics in MLflow; ``best_…`` is missing while no trial has finished.
 
-    Trials that an extension has left out count, as their time was paid for, but none of them is the best. Nor are the
-    reruns of a winner, whose mean accuracy is ``confirmed_…``; of several winners it is that of the best one.
+    Trials that an extension has left out are counted, as their time was paid for, but cannot be the best. The same
+    holds for reruns of a winner, whose mean accuracy is ``confirmed_…``; with several winners it is that of the best
+    one.
     """
     trials = state.trials.values()
     finished = [trial for trial in trials if trial.outcome == "finished"]

@@ -1,4 +1,4 @@
-"""Names, descriptions and the source of runs and experiments, as MLflow's UI shows them."""
+"""Formats names, descriptions and the source of runs and experiments for MLflow's UI."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from nfnet_ray.tracking.trial_progress import TrialProgress
 
 DESCRIPTION_TAG = "mlflow.note.content"
 DIFFERS_TAG = "differs_in"
-"""In which conditions a trial is not comparable with the first one of its study; empty where it is comparable."""
+"""The tag with the conditions in which a trial is not comparable with the first one of its study; empty if it is."""
 
-# The UI's list of runs cuts a name off after some 25 letters. A field without a word here keeps its short name.
+# The UI's list of runs cuts off names after some 25 characters. A field without an entry here keeps its short name.
 _WORDS = {
     "batch_size": "batch",
     "optimizer.agc.clip_factor": "clip",
@@ -25,11 +25,11 @@ _WORDS = {
 
 
 def run_name(point: Values, fields: Sequence[str]) -> str:
-    """``clip 0.04, batch 64``, ``nfnet_f0, seed 1``; empty for an empty point.
+    """Returns the name of a run, such as ``clip 0.04, batch 64`` or ``nfnet_f0, seed 1``; empty for an empty point.
 
     Args:
-        point: {dotted name: value}; a field that is absent is left out.
-        fields: dotted names from which those of the point have to be told.
+        point: {dotted name: value}; absent fields are left out.
+        fields: dotted names from which those of the point have to be distinguished.
     """
     names = short_names([*fields, *point])
     brief = {name: _WORDS.get(name, short) for name, short in names.items()}
@@ -37,7 +37,7 @@ def run_name(point: Values, fields: Sequence[str]) -> str:
     for field, value in point.items():
         if value is ABSENT:
             continue
-        # The name of a network says what it is.
+        # The name of a network is clear without the name of the field.
         if field == "model.name":
             words.append(value_label(value))
         else:
@@ -47,12 +47,12 @@ def run_name(point: Values, fields: Sequence[str]) -> str:
 
 
 def unlike_name(name: str) -> str:
-    """The name of a run that is not comparable with others, as a chart's legend shows it."""
+    """Returns the name, in a chart's legend, of a run that is not comparable with others."""
     return f"≠ {name}"
 
 
 def source_tags(study: StudyDescription) -> dict[str, str]:
-    """What MLflow's UI shows as the source of a run, and who created it; nothing that the journal does not say."""
+    """Returns the tags that MLflow's UI shows as the source and the creator of a run, as far as they are recorded."""
     versions, source = study["versions"], study.get("source")
     tags = {}
     if commit := versions.get("commit"):
@@ -71,7 +71,7 @@ def source_tags(study: StudyDescription) -> dict[str, str]:
 
 
 def experiment_description(study: StudyDescription) -> str:
-    """What the UI shows above the runs of an experiment, in Markdown."""
+    """Returns the text above the runs of an experiment in the UI, in Markdown."""
     file = study.get("source", {}).get("file")
     return (
         f"{study['question']}\n\nStudies of `{file}`, recorded by nfnet_ray: one run for each trial (tag `kind` = "
@@ -81,7 +81,7 @@ def experiment_description(study: StudyDescription) -> str:
 
 
 def study_description(study: StudyDescription, notes: Sequence[str], extensions: Sequence[str] = ()) -> str:
-    """What the UI shows as the description of the study's run, in Markdown."""
+    """Returns the description of the study's run in the UI, in Markdown."""
     commands = [f"`{study['command']}`", *(f"Extended: `{command}`" for command in extensions)]
     return "\n\n".join([study["question"], *commands, *notes])
 
@@ -93,10 +93,10 @@ def trial_description(
     point: str,
     unlike: Mapping[str, str] | None = None,
 ) -> str:
-    """The same for the run of a trial: its point, how it ended, and a link to the study's run.
+    """Returns the description of a trial's run: its point, how it ended, and a link to the study's run.
 
-    ``point`` is the point in words; empty if the study sweeps nothing. ``unlike`` is {condition: value}, where the
-    trial is not comparable with the first one of the study.
+    ``point`` is the point in words; empty if the study sweeps nothing. ``unlike`` is {condition: value} of the
+    conditions in which the trial is not comparable with the first one of the study.
     """
     link = f"#/experiments/{tracked.experiment_id}/runs/{tracked.study_run_id}"
     of_study = f"`{trial.name}` of the study [{study['name']}]({link})"
@@ -109,7 +109,7 @@ def trial_description(
 
 
 def setting_description(study: StudyDescription, tracked: TrackedStudy, point: str, seeds: str) -> str:
-    """The same for the run of a setting. ``seeds`` are those of its trials, in words."""
+    """Returns the description of a setting's run. ``seeds`` are those of its trials, in words."""
     link = f"#/experiments/{tracked.experiment_id}/runs/{tracked.study_run_id}"
     title = f"**{point}**: seeds {seeds}" if point else f"Seeds {seeds}"
     metric = study["metric"]

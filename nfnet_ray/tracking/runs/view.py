@@ -1,9 +1,9 @@
-"""A saved view of the MLflow UI that opens on accuracy against training time.
+"""Creates a saved view of the MLflow UI that opens on accuracy against training time.
 
-MLflow's charts have a metric as X axis, but only after some clicks in each browser. The UI can also
-read its whole state from a tag of the experiment, ``mlflow.sharedViewState.<key>``, when its address
-names the key. The format of that state is the UI's own and not documented; this module was written
-against MLflow 3.17, and ``tests/tracking/test_server.py`` looks at the page that it gives.
+MLflow's charts can have a metric as X axis, but only after some clicks in each browser. The UI can also read its whole
+state from a tag of the experiment, ``mlflow.sharedViewState.<key>``, if its address names the key. The format of that
+state is internal to the UI and not documented. This module was written against MLflow 3.17, and
+``tests/tracking/test_server.py`` checks the resulting page.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from nfnet_ray.tracking.swept import possible_values, swept_fields, swept_range
 
 TAG_PREFIX = "mlflow.sharedViewState."
 EXPERIMENT_KIND_TAG, EXPERIMENT_KIND = "mlflow.experimentKind", "custom_model_development"
-"""The tag of an experiment, and its value, for which the UI shows runs and not traces."""
+"""The tag of an experiment, and its value, with which the UI shows runs instead of traces."""
 
 
-# The sections into which the UI puts a chart of each metric that has none yet. They are folded: many are constant.
+# The sections in which the UI puts a chart of each other metric. They are folded, because many metrics are constant.
 _OTHERS = ("Model metrics", "System metrics")
 RunKind = Literal["trial", "setting"]
 
 
 def view_key(study_id: str, kind: RunKind = "trial") -> str:
-    """The key of a study's view of its trials or its settings: short, the same each time, and safe in an address."""
+    """Returns the key of a study's view of its trials or settings: short, reproducible, and safe in an address."""
     text = study_id if kind == "trial" else f"{study_id} {kind}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def comparison_url(server_url: str, experiment_id: str, key: str) -> str:
-    """The address that opens the comparison on an MLflow server such as ``http://127.0.0.1:5000``."""
+    """Returns the address that opens the comparison on an MLflow server such as ``http://127.0.0.1:5000``."""
     return (
         f"{server_url.rstrip('/')}/#/experiments/{experiment_id}/runs"
         f"?viewStateShareKey={key}&compareRunsMode=CHART&workflowType=machine_learning"
@@ -50,19 +50,19 @@ def comparison_view(
     kind: RunKind = "trial",
     accuracies: Sequence[str] = (),
 ) -> str:
-    """The value of the tag: the state of the UI, compressed (a tag holds at most 20,000 characters).
+    """Returns the value of the tag: the state of the UI, compressed (a tag has at most 20,000 characters).
 
-    There is a chart of the accuracy for each condition, or one for all, with the width of the page. Below are the last
-    accuracies and, where several fields are swept, parallel coordinates; those draw numbers only and would silently
-    leave out a ``clip_factor`` of none, so every value has to be one. The last accuracies are also drawn against each
-    field with a range. The charts that the UI would add for all other metrics are folded.
+    There is a chart of the accuracy for each condition, or one for all, as wide as the page. Below are the last
+    accuracies and, if several fields are swept, parallel coordinates. These draw only numbers and would silently leave
+    out a ``clip_factor`` of none, so they are only included if all values are numbers. The last accuracies are also
+    drawn against each field with a range. The charts that the UI would add for all other metrics are folded.
 
     Args:
-        study: as its journal describes it, with extensions.
+        study: the description in the journal, with extensions.
         study_id: the tag by which the list of runs is filtered.
         now: Unix seconds.
-        kind: which runs are shown.
-        accuracies: the metrics that have a chart each, by default the study's metric alone.
+        kind: the kind of runs that are shown.
+        accuracies: the metrics that have a chart each, by default only the study's metric.
     """
     metric = study["metric"]
     space = {name: possible_values(study, name) for name in swept_fields(study)}
@@ -111,17 +111,17 @@ def comparison_view(
     columns = [metric, f"{metric}_low", f"{metric}_high"] if kind == "setting" else [metric]
     state = {
         "searchFilter": f"tags.kind = '{kind}' AND tags.study_id = '{study_id}'"
-        # Runs of earlier versions have no such tag.
+        # Runs of earlier versions lack this tag.
         + (" AND tags.left_out = 'false'" if "outside" in study or kind == "setting" else ""),
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": False,
         "selectedColumns": [
             *(f"metrics.`{name}`" for name in columns),
             *(f"params.`{name}`" for name in space),
-            # Empty where a run may be compared with the others.
+            # Empty if a run may be compared with the others.
             *([f"tags.`{DIFFERS_TAG}`"] if kind == "trial" else []),
         ],
-        # The default shows ten runs and hides the rest.
+        # The default would show ten runs and hide the rest.
         "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,
         "compareRunSections": [
