@@ -1,4 +1,4 @@
-"""What happens to a batch on the device, after decoding: shift, flip, mix, RandAugment."""
+"""Augmentation of a batch on the device, after decoding: shift, flip, mixing, RandAugment or AutoAugment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nfnet_ray.recipe import DataRecipe
 
 
 class Augmented(NamedTuple):
-    """``images`` (N, H, W, 3), uint8, or float32 in 0..255; partner labels and label shares where there are any."""
+    """Augmented images (N, H, W, 3), uint8 or float32 in 0..255, with partner labels and label shares if mixed."""
 
     images: Tensor
     partner_labels: Tensor | None = None
@@ -35,12 +35,12 @@ def augment(
 ) -> Augmented:
     """Shifts, flips, mixes with ``partners`` and applies RandAugment or AutoAugment, as the Recipe says.
 
-    What happens to an image depends on (seed, epoch, its sample index) alone; which image it is mixed with, and by
-    which of MixUp and CutMix, on its place in the global batch. Where the Recipe mixes and ``partners`` is None, the
-    partner is the neighbour in the batch.
+    The draws for an image depend only on (seed, epoch, sample index). Its position in the global batch decides which
+    image it is mixed with, and whether by MixUp or by CutMix. If the Recipe mixes and ``partners`` is None, the partner
+    is the neighbour in the batch.
 
-    Raises ValueError for images that are not as in a Batch, for a RandAugment whose magnitude the Recipe leaves open,
-    and for an odd number of images without ``partners``.
+    Raises ValueError for images of another type or shape than in a Batch, for RandAugment without a magnitude, and for
+    an odd number of images without ``partners``.
     """
     check_images(batch.images, batch.indices)
     images = shifted_and_flipped(batch, recipe, seed, epoch)
@@ -77,9 +77,9 @@ def augment(
 def shifted_and_flipped(
     batch: Batch, recipe: DataRecipe, seed: int, epoch: int, *, as_partners: bool = False
 ) -> Tensor:
-    """The batch's images shifted (``crop="padded"``) and flipped; partners have draws of their own.
+    """Shifts (``crop="padded"``) and flips the images of a batch. Partners have separate draws.
 
-    Images that are not of the Recipe's size, because that grows by epoch, are then brought to it.
+    If the Recipe's size differs, because images grow by epoch, they are then resized to it.
     """
     images, device = batch.images, batch.images.device
     if recipe.crop == "padded" and recipe.crop_padding:
@@ -90,7 +90,7 @@ def shifted_and_flipped(
         purpose = Purpose.PARTNER_FLIP if as_partners else Purpose.FLIP
         rows = on_device(np.flatnonzero(uniforms(seed, epoch, purpose, batch.indices)[:, 0] < 0.5), device)
         mirrored = images[rows].flip(2)
-        # The batch's own images may be in the memory of all trials.
+        # The original images must not change, since they may be resident images of all trials.
         images = (
             images.index_copy(0, rows, mirrored)
             if images is batch.images
@@ -102,17 +102,17 @@ def shifted_and_flipped(
 
 
 def _resized(images_NHWC: Tensor, size: int) -> Tensor:
-    """uint8 (N, H, W, 3) to (N, size, size, 3), by torch's antialiased bilinear filter in float32."""
+    """Resizes uint8 (N, H, W, 3) to (N, size, size, 3), by torch's antialiased bilinear filter in float32."""
     images_NCHW = images_NHWC.permute(0, 3, 1, 2).float().contiguous()  # CUDA has no such filter for bytes
     resized = F.interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True)
     return resized.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _shifted(images_NHWC: Tensor, offsets: Indices, padding: int) -> Tensor:
-    """Each image's window at its (row, column) offset in the image padded with black."""
+    """Cuts each image's window at its (row, column) offset from the image padded with black."""
     count, height, width, channels = images_NHWC.shape
     padded = F.pad(images_NHWC, (0, 0, padding, padding, padding, padding))
-    # All windows of each image, as a view: then a window is copied row by row, and not pixel by pixel.
+    # A view of all windows of each image, so that a window is copied row by row, and not pixel by pixel.
     to_image, to_row, to_column, to_channel = padded.stride()
     windows = padded.as_strided(
         (count, 2 * padding + 1, 2 * padding + 1, height, width, channels),
@@ -123,5 +123,5 @@ def _shifted(images_NHWC: Tensor, offsets: Indices, padding: int) -> Tensor:
 
 
 def _as_bytes(images: Tensor) -> Tensor:
-    """Clipped to 0..255 and truncated to uint8, as the official ``_augment_image`` does before RandAugment."""
+    """Clips to 0..255 and truncates to uint8, as the official ``_augment_image`` does before RandAugment."""
     return images if images.dtype == torch.uint8 else images.clamp(0, 255).to(torch.uint8)

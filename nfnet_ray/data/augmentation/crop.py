@@ -1,4 +1,4 @@
-"""The crop of a stored image that becomes a sample: boxes of (top, left, height, width) in pixels."""
+"""Crops of stored images, as boxes of (top, left, height, width) in pixels."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def random_resized_boxes(
     size: int,
     purpose: Purpose = Purpose.RESIZED_CROP,
 ) -> Boxes:
-    """Inception crops, (N, 4): of 10 attempts at a random aspect and height the first that fits, else the centre.
+    """Inception crops, (N, 4): the first that fits of 10 attempts at a random aspect and height, or else the centre.
 
-    The law is that of TensorFlow's ``sample_distorted_bounding_box``, which the official code calls: the aspect is
-    uniform in [3/4, 4/3], and the *height* is uniform among those that give an area of 0.08 to 1 of the image's and
-    fit into it; a box of less than 0.1 of the image is thrown away. So half of the boxes of a 500 x 375 image have
-    less than 0.36 of its area; where the area is drawn, as in torchvision, it is 0.42. After ten failures
-    the box is evaluation's central square for images of ``size`` pixels.
+    The distribution is that of TensorFlow's ``sample_distorted_bounding_box``, which the official code calls. The
+    aspect is uniform in [3/4, 4/3], and the *height* is uniform among those that fit into the image and give an area of
+    0.08 to 1 of it. A box of less than 0.1 of the image is rejected. So half of the boxes of a 500 x 375 image have
+    less than 0.36 of its area; in torchvision, which draws the area, the median is 0.42. After ten failures the box is
+    the central square of evaluation for images of ``size`` pixels.
 
     Source: official ``dataset.py``; TensorFlow ``sample_distorted_bounding_box_op.cc``; paper appendix A.1.
     """
@@ -50,7 +50,7 @@ def random_resized_boxes(
     box_width = np.rint(box_height * aspect)
     share = box_height * box_width / area
     fits: NDArray[np.bool_] = (share >= SMALLEST_KEPT_AREA) & (share <= AREA_RANGE[1]) & (box_width <= width)
-    # TensorFlow never draws the last place, at which the box touches the lower or right edge.
+    # TensorFlow never draws the last position, at which the box touches the lower or right edge.
     top = np.floor(draws[..., 2] * np.maximum(height - box_height, 1))
     left = np.floor(draws[..., 3] * np.maximum(width - box_width, 1))
     attempts = np.stack([top, left, box_height, box_width], axis=-1).astype(np.int64)
@@ -65,9 +65,9 @@ def whole_boxes(heights: Sizes, widths: Sizes) -> Boxes:
 
 
 def central_square_boxes(heights: Sizes, widths: Sizes, size: int) -> Boxes:
-    """The usual keep-aspect evaluation crop, (N, 4): a central square of ``size / (size + 32)`` of the shorter side.
+    """The usual evaluation crop, (N, 4): a central square whose side is ``size / (size + 32)`` of the shorter side.
 
-    An image that already has the evaluation's size is taken whole.
+    An image that already has the size of evaluation is used whole.
     """
     shorter = np.minimum(heights, widths)
     side = np.maximum(np.rint(shorter * size / (size + EVAL_MARGIN_PIXELS)).astype(np.int64), 1)
@@ -76,10 +76,10 @@ def central_square_boxes(heights: Sizes, widths: Sizes, size: int) -> Boxes:
 
 
 def squash_and_crop(image_HWC: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """The official evaluation's crop, into ``out`` (size, size, 3) uint8.
+    """Writes the crop of the official evaluation to ``out``, (size, size, 3) uint8.
 
-    Both sides are resized to ``size + 32`` whatever the aspect, by Pillow's bicubic filter as in the official demo
-    notebook; then the centre is cut out. The loader takes an image that has the size already as it is.
+    Both sides are resized to ``size + 32``, whatever the aspect, with Pillow's bicubic filter as in the official demo
+    notebook, and the centre is cut out. The loader does not call this for an image that already has the size.
     """
     from PIL import Image  # here, so that training needs no Pillow
 

@@ -18,7 +18,7 @@ from nfnet_ray.data.draws import Purpose, uniforms
 from nfnet_ray.recipe import MixingRecipe
 
 Indices = NDArray[np.int64]
-_BETA_DRAWS = 4  # uniform numbers that symmetric_beta makes one number of
+_BETA_DRAWS = 4  # uniform numbers from which symmetric_beta makes one number
 
 
 def mix(
@@ -32,8 +32,8 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mixes each image with its partner; returns the images and the label share of the first image, float32 (N,).
 
-    The images are float32 in 0..255 where MixUp is on, else uint8. Which of the two an image gets depends on its
-    place in the global batch, ratio and box on (seed, epoch, its sample index).
+    The images are float32 in 0..255 if MixUp is on, else uint8. The position of an image in the global batch decides
+    between MixUp and CutMix; the ratio and the box depend on (seed, epoch, sample index).
     """
     device, (height, width) = images_NHWC.device, images_NHWC.shape[1:3]
     share = np.empty(len(indices), np.float32)
@@ -56,7 +56,7 @@ def mix(
 
 
 def _inside(boxes_N4: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in each box, (N, H, W, 1)."""
+    """(N, H, W, 1) bool: whether each pixel lies in the box."""
     top, left, bottom, right = boxes_N4[:, :, None].unbind(dim=1)
     row, column = (torch.arange(side, device=boxes_N4.device) for side in (height, width))
     in_rows, in_columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
@@ -64,14 +64,14 @@ def _inside(boxes_N4: Tensor, height: int, width: int) -> Tensor:
 
 
 def mixup_rows(positions: Indices, recipe: MixingRecipe) -> NDArray[np.bool_]:
-    """Which images get MixUp, (N,); the others get CutMix. With both on, every other pair of the global batch."""
+    """(N,) bool: whether each image gets MixUp, and not CutMix. With both on, every other pair of the batch does."""
     if recipe.mixup_alpha is None or recipe.cutmix_alpha is None:
         return np.full(len(positions), recipe.mixup_alpha is not None)
     return positions // 2 % 2 == 0
 
 
 def mixup_ratios(seed: int, epoch: int, indices: Indices, alpha: float) -> NDArray[np.float32]:
-    """Each image's own share of the mixture, Beta(alpha, alpha), (N,)."""
+    """The share of each image in its mixture, Beta(alpha, alpha), (N,)."""
     return symmetric_beta(uniforms(seed, epoch, Purpose.MIXUP, indices, _BETA_DRAWS), alpha).astype(
         np.float32
     )
@@ -82,8 +82,9 @@ def cutmix_boxes(
 ) -> NDArray[np.int64]:
     """The boxes that the first image fills: (top, left, bottom, right) in pixels, (N, 4).
 
-    With p ~ Beta(alpha, alpha) the sides are ``int(sqrt(1 - p) * side)``; the centre is any pixel, and what leaves
-    the image is cut off. Official ``cutmix_padding``: halves are ``side // 2``, so sides are even before the cut.
+    With p ~ Beta(alpha, alpha) the sides are ``int(sqrt(1 - p) * side)``. The centre is any pixel, and the box is cut
+    off at the edges of the image. Official ``cutmix_padding``: halves are ``side // 2``, so sides are even before the
+    cut.
     """
     draws = uniforms(seed, epoch, Purpose.CUTMIX, indices, _BETA_DRAWS + 2)
     ratio = np.sqrt(1 - symmetric_beta(draws[:, :_BETA_DRAWS], alpha))

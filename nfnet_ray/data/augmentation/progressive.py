@@ -9,11 +9,11 @@ from nfnet_ray.recipe import ProgressiveRecipe, ResolvedData
 
 
 def data_at_epoch(recipe: ResolvedData, epoch: int, epochs: int) -> ResolvedData:
-    """What the Recipe says of epoch ``epoch`` (counted from 0) of ``epochs``: its size, magnitude and alphas.
+    """The Recipe of epoch ``epoch`` (counted from 0) of ``epochs``, with the size, magnitude and alphas of that epoch.
 
-    The size is ``start_size`` up to ``start_epoch``, ``image_size`` from ``end_epoch`` on, and on a straight line
-    between them, rounded to a multiple of ``step`` (FFCV's rn50 recipe, libffcv/ffcv-imagenet ``train_imagenet.py``).
-    With ``stages`` the line becomes stairs of equal height (google/automl ``efficientnetv2/main_tf2.py``).
+    The size is ``start_size`` until ``start_epoch`` and ``image_size`` from ``end_epoch`` on. In between it grows
+    linearly, rounded to a multiple of ``step`` (FFCV's rn50 recipe, libffcv/ffcv-imagenet ``train_imagenet.py``).
+    With ``stages`` the line becomes a staircase of equal height (google/automl ``efficientnetv2/main_tf2.py``).
     """
     growth, size, magnitude = recipe.progressive, recipe.image_size, recipe.randaugment.magnitude
     if growth.start_size is None:

@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al. 2020) and AutoAugment's ImageNet policy (Cubuk et al. 2019), in the official form.
 
-Which operations an image gets is decided here, in NumPy, from (seed, epoch, sample index); then all images of a batch
-with the same operation are handled together. The device is never waited for.
+The operations of an image are drawn in NumPy from (seed, epoch, sample index). Then all images of a batch that have the
+same operation are processed together. The host never waits for the device.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ SIGNED = frozenset({"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"})
 
 @dataclass(frozen=True)
 class Distortion:
-    """An operation with its argument; None where it takes none."""
+    """An operation with its argument; None if it takes none."""
 
     operation: str
     argument: float | int | None
 
     def __call__(self, images_NHWC: Tensor, centres_N2: Tensor) -> Tensor:
-        """Applies it to uint8 (N, H, W, 3); ``centres_N2`` are Cutout's, (row, column) in pixels, int64."""
+        """Applies it to uint8 (N, H, W, 3). ``centres_N2`` are for Cutout: (row, column) in pixels, int64."""
         if self.operation == "Cutout":
             assert isinstance(self.argument, int)
             return cutout(images_NHWC, self.argument, centres_N2)
@@ -110,7 +110,7 @@ def distortion(
 def randaugment(
     images_NHWC: Tensor, indices: Indices, seed: int, epoch: int, *, layers: int, magnitude: float
 ) -> Tensor:
-    """``layers`` operations for each image, each one of the 16 with equal probability; uint8 (N, H, W, 3)."""
+    """Applies ``layers`` operations to each image, each of the 16 with equal probability; uint8 (N, H, W, 3)."""
     check_images(images_NHWC, indices)
     names, signs, centres = randaugment_choices(indices, seed, epoch, layers, images_NHWC.shape[1:3])
     distortions = [distortion(name, magnitude, sign) for name in OPERATIONS for sign in (1, -1)]
@@ -120,7 +120,7 @@ def randaugment(
 def randaugment_choices(
     indices: Indices, seed: int, epoch: int, layers: int, size: Sequence[int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """For N images and L layers: places in ``OPERATIONS`` (N, L), signs (N, L), Cutout's centres (N, L, 2)."""
+    """For N images and L layers: indices of ``OPERATIONS`` (N, L), signs (N, L), centres for Cutout (N, L, 2)."""
     draws = uniforms(seed, epoch, Purpose.RANDAUGMENT, indices, 4 * layers).reshape(-1, layers, 4)
     names = (draws[..., 0] * len(OPERATIONS)).astype(np.int64)
     signs = np.where(draws[..., 1] < 0.5, -1, 1)
@@ -129,7 +129,7 @@ def randaugment_choices(
 
 
 def autoaugment(images_NHWC: Tensor, indices: Indices, seed: int, epoch: int) -> Tensor:
-    """One of the 25 sub-policies for each image, each operation with its own probability; uint8 (N, H, W, 3)."""
+    """Applies one of the 25 sub-policies to each image, whose operations have a probability; uint8 (N, H, W, 3)."""
     check_images(images_NHWC, indices)
     distortions = [
         distortion(name, magnitude, sign, AUTOAUGMENT_TRANSLATE_PIXELS)
@@ -156,9 +156,9 @@ def apply(
     distortions: Sequence[Distortion],
     centres_NL2: NDArray[np.int64],
 ) -> Tensor:
-    """Applies to each image the distortions of its codes, layer after layer; NOTHING leaves it as it is.
+    """Applies to each image the distortions of its codes, layer after layer. NOTHING leaves an image as it is.
 
-    In each layer the images are sorted by code, so that a distortion sees its images side by side.
+    In each layer the images are sorted by code, so that the images of a distortion are adjacent.
     """
     device, (count, layers) = images_NHWC.device, codes_NL.shape
     orders = [np.argsort(codes_NL[:, layer], kind="stable") for layer in range(layers)]

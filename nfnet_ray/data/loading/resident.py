@@ -1,9 +1,10 @@
-"""Decoded images of a split, once for all processes of a node: a file that they all map into memory.
+"""Decoded images of a split in one file for all processes of a node, which map it into memory.
 
-The file lies in the folder for temporary files. Its name says what is in it: the split's fingerprint, the images'
-size and crop. It is written under a lock as ``.partial`` and renamed when it is complete, so a file with the right name
-is finished; a process that is killed leaves a partial file and a free lock. A file that is read is checked against its
-length and its checksum. Memory is the system's page cache: it is shared, and given back when something needs it.
+The file lies in the folder for temporary files. Its name contains the fingerprint of the split and the size and crop of
+the images. It is written under a lock as ``.partial`` and renamed when it is complete, so a file with the right name is
+complete; a process that is killed leaves a partial file and a free lock. The length and the checksum of a file are
+checked when it is opened. The images are in the system's page cache, which processes share, and which the system frees
+when it needs the memory.
 """
 
 from __future__ import annotations
@@ -40,21 +41,22 @@ logger = logging.getLogger(__name__)
 Images = NDArray[np.uint8]
 Samples = NDArray[np.int64]
 Decode = Callable[[Images, Samples], None]
-"""Fills images (N, H, W, 3), and for each of them the sample that it shows, (N,); -1: none."""
+"""A function that fills images (N, H, W, 3) and the indices of their samples, (N,); -1 for no sample."""
 
 
 def shared_images(
     name: str, count: int, size: int, decode: Decode, folder: Path | None = None
 ) -> tuple[Images, Samples]:
-    """What ``decode`` gives, (count, size, size, 3) uint8 and (count,) int64, once for all processes of the node.
+    """Decoded images (count, size, size, 3) uint8 and their samples (count,) int64, shared by all processes of the
+    node.
 
-    Nobody should write to the arrays; it would be seen by this process alone. Where the folder has no room, they are
-    this process's own.
+    The first process that needs them calls ``decode``. Do not write to the arrays; only this process would see it. If
+    the folder has no room, the arrays belong to this process alone.
 
     Args:
-        name: letters, digits, dots and dashes; all that the images depend on.
-        decode: fills both arrays. What it raises is passed on, and leaves no file.
-        folder: default: one for this user in the folder for temporary files.
+        name: letters, digits, dots and dashes that name everything on which the images depend.
+        decode: a function that fills both arrays. If it raises an exception, no file is left.
+        folder: the folder of the file; by default one of this user in the folder for temporary files.
 
     Raises:
         UserError: another process has held the lock for :data:`LOCK_DEADLINE_SECONDS`.
@@ -79,7 +81,7 @@ def shared_images(
 
 
 def _made(path: Path, shape: tuple[int, ...], decode: Decode, what: str) -> tuple[Images, Samples]:
-    """The content of a file that is written now; only under its lock."""
+    """Writes the file and returns its content. Call it only while holding its lock."""
     start = time.perf_counter()
     _remove_unused(path.parent, keep=path)
     _write(path, shape, decode)
@@ -92,7 +94,7 @@ def _made(path: Path, shape: tuple[int, ...], decode: Decode, what: str) -> tupl
 
 
 def own_folder() -> Path:
-    """A folder in which no other user can place files."""
+    """The folder for temporary files of this user alone."""
     folder = Path(tempfile.gettempdir()) / f"nfnet_ray-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
@@ -102,9 +104,9 @@ def own_folder() -> Path:
 
 
 def _opened(path: Path, shape: tuple[int, ...]) -> tuple[Images, Samples] | None:
-    """The content of a finished file; None if there is none, or it is short, damaged or of another shape.
+    """The content of a complete file; None if there is none, or if it is short, damaged or of another shape.
 
-    It stays locked, shared, for as long as one of the arrays is there: nobody removes it meanwhile.
+    The file stays locked (shared) as long as one of the arrays exists, so that nobody removes it meanwhile.
     """
     try:
         with path.open("rb") as file:
@@ -112,8 +114,8 @@ def _opened(path: Path, shape: tuple[int, ...]) -> tuple[Images, Samples] | None
             header = file.read(_HEADER.size)
             if os.fstat(file.fileno()).st_size != _bytes(shape) or len(header) != _HEADER.size:
                 return None
-            # Private pages: torch wants an array that could be written to. Only what is written is ever copied. The
-            # mapping has a duplicate of the descriptor, which keeps the lock until the arrays let go of it.
+            # The pages are private because torch needs a writable array. Only pages that are written are copied. The
+            # mapping holds a duplicate of the descriptor, which keeps the lock until the arrays are gone.
             memory = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
             os.utime(path)
     except (FileNotFoundError, BlockingIOError):  # there is none, or it is just being removed
@@ -127,9 +129,10 @@ def _opened(path: Path, shape: tuple[int, ...]) -> tuple[Images, Samples] | None
 
 
 def _write(path: Path, shape: tuple[int, ...], decode: Decode) -> None:
-    """Decodes into ``path``; only under its lock."""
+    """Decodes into ``path``. Call it only while holding its lock."""
     with whole_file(path, "w+b", sync=False) as file:
-        # Room is made first: a full disk is an error here, and would be a signal that kills once it is mapped.
+        # Allocate the room first. A full disk is an error here; later, while writing to mapped memory, it would be a
+        # signal that kills the process.
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, _bytes(shape))
         else:  # macOS
@@ -156,7 +159,7 @@ def _checksum(images: Images, samples: Samples) -> int:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """Holds ``path``'s lock; the system frees it when a process dies."""
+    """Holds the lock of ``path``, which the system frees when the process dies."""
     with _lock_path(path).open("wb") as file:
         deadline = time.monotonic() + LOCK_DEADLINE_SECONDS
         while True:
@@ -178,7 +181,7 @@ def _lock_path(path: Path) -> Path:
 
 
 def _remove_unused(folder: Path, keep: Path) -> None:
-    """Removes images that no process has open and that were last opened a day ago, and what killed ones have begun."""
+    """Removes files that no process has opened for a day, and partial files of dead processes."""
     for path in folder.glob("*.images"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             if path == keep or time.time() - os.fstat(file.fileno()).st_mtime < UNUSED_SECONDS:

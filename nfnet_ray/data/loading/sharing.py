@@ -1,11 +1,11 @@
-"""One process of a node makes a batch, and the others that need the same one take it from memory.
+"""Sharing of batches: one process of a node makes a batch, and others that need the same one copy it from memory.
 
-Processes share batches where all that these depend on is the same (:mod:`nfnet_ray.data.loading.stream`). There is no
-process that makes batches for others: whoever needs a batch that nobody has made or is making, makes it. Who needs one
-that is being made does not wait for it idly, but makes one of those after it. So k processes side by side make one
-batch of k each, and it does not matter which of them is the faster, starts later, or dies.
+Processes share batches if these depend on the same values (:mod:`nfnet_ray.data.loading.stream`). No process makes
+batches for others alone: a process that needs a batch that no other has made or is making makes it. While another
+process makes the batch that it needs, it makes one of the following batches. So each of k processes side by side makes
+one batch of k. It does not matter which of them is faster, starts later, or dies.
 
-A process that is alone, or further from all others than what is kept, uses its own loader, which reads ahead.
+A process that is alone, or whose position is too far from all others, uses its own loader, which reads ahead.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from nfnet_ray.data.loading.free_memory import free_bytes
 from nfnet_ray.data.loading.stream import Record, Stream, slot_bytes
 
 VARIABLE = "NFNET_RAY_SHARED_BATCHES"
-"""Environment variable: ``0`` turns it off, ``1`` turns it on for GPUs too."""
+"""The environment variable: ``0`` turns sharing off, ``1`` turns it on for GPUs too."""
 SHARE_OF_MEMORY = 1 / 16
-"""Of what is free when a stream is founded: the most that its batches take."""
+"""The largest share of the memory that is free when a stream begins, which its batches may take."""
 REACH = 4
-"""Members that are further apart than this multiple of the slots have too little from each other: at a distance of r
-times the slots, the one behind finds one batch of r."""
+"""Members that are further apart than this multiple of the slots do not share: at a distance of r times the slots, the
+one behind would find one batch of r."""
 LOOK_SECONDS = 0.0005
-"""Between two looks at a batch that another process makes; making one takes milliseconds."""
+"""The time between two looks at a batch that another process makes, which takes milliseconds."""
 LOOK_SECONDS_WHEN_FULL = 0.1
-"""Between two looks of a thread that is ahead at whether it is to end."""
+"""The time after which a thread that has read far enough ahead looks whether it should end."""
 LEAST_PATIENCE_SECONDS = 5.0
 PATIENCE = 4.0
-"""A batch that another process makes is waited for this multiple of the time that one takes here, and at least for
-the seconds: much longer than any takes, and no more than a run can lose once if a process stops in the middle."""
+"""How long to wait for a batch that another process makes: this multiple of the time that one takes here, but at least
+the seconds. This is much longer than any batch takes, and a run can afford to lose it once if a process stops."""
 
 Records = Generator[Record, None, None]
 Make = Callable[[Sequence[int]], Records]
-"""Makes the batches of these numbers, one after the other."""
+"""A function that makes the batches with these numbers, one after the other."""
 
 logger = logging.getLogger(__name__)
 
 
 class Sharing:
-    """A worker's part in the sharing of batches, from the beginning to the end of a run. Close it, or use ``with``."""
+    """The participation of a worker in the sharing of batches, during a run. Close it, or use ``with``."""
 
     def __init__(self, is_on: bool = True, folder: Path | None = None) -> None:
-        """``folder``: see :meth:`Stream.join`."""
+        """``folder`` is that of :meth:`Stream.join`."""
         self.is_on = is_on and os.environ.get(VARIABLE) != "0"
         self._pins = False
         self._folder = folder
         self._stream: Stream | None = None
         self._seconds_of_one = 0.0
         self.made, self.taken = 0, 0
-        """Batches that this process made, and took from others, since :meth:`reset_counts`."""
+        """The numbers of batches that this process made and took from others since :meth:`reset_counts`."""
 
     def __enter__(self) -> Sharing:
         return self
@@ -69,7 +69,7 @@ class Sharing:
         self.close()
 
     def is_on_for(self, device: torch.device) -> bool:
-        """Whether batches for this device are shared; on GPUs only where the environment says so."""
+        """Whether batches for this device are shared; for GPUs only if the environment variable says so."""
         return self.is_on and (device.type == "cpu" or os.environ.get(VARIABLE) == "1")
 
     def close(self) -> None:
@@ -79,20 +79,20 @@ class Sharing:
         self._stream, self.is_on = None, False
 
     def reset_counts(self) -> None:
-        """Begins to count anew."""
+        """Sets both counts to 0."""
         self.made, self.taken = 0, 0
 
     def batches(
         self, key: str, content_bytes: int, numbers: range, make: Make, *, pins: bool = False
     ) -> Records:
-        """The batches of the stream with this key whose numbers are given.
+        """Yields the batches with these numbers from the stream of this key.
 
         Args:
-            key: all that they depend on.
-            content_bytes: what the tensors of the largest batch of the stream take.
-            numbers: consecutive ones.
-            make: called with consecutive ones of them, or with one.
-            pins: whether batches of others are copied into pinned memory, from which a GPU copies by itself.
+            key: a text with everything on which the batches depend.
+            content_bytes: the bytes of the tensors of the stream's largest batch.
+            numbers: consecutive numbers of batches.
+            make: a function that is called with some consecutive numbers and makes these batches.
+            pins: whether to copy the batches of others to pinned memory, from which a GPU copies asynchronously.
         """
         self._pins = pins
         self._join(key, content_bytes, numbers.start)
@@ -117,7 +117,7 @@ class Sharing:
     # ---- One batch ------------------------------------------------------------------------------------------------
 
     def _shared(self, number: int, stop: int, make: Make) -> Record:
-        """A batch from whoever made it, or made here."""
+        """A batch that another process or this one has made."""
         patience = max(LEAST_PATIENCE_SECONDS, PATIENCE * self._seconds_of_one)
         give_up_at = time.monotonic() + patience
         while self._stream is not None:
@@ -148,7 +148,7 @@ class Sharing:
         return found.record
 
     def _made(self, number: int, make: Make, *, ahead: bool) -> Record | None:
-        """Makes a batch and leaves it to the others; None if another one does, or has just done so."""
+        """Makes a batch and publishes it; None if another process does so now, or has just done so."""
         stream = self._stream
         assert stream is not None
         if not stream.claim(number):
@@ -167,14 +167,14 @@ class Sharing:
                 stream.release(number)
 
     def _make_ahead(self, number: int, stop: int, make: Make) -> bool:
-        """Makes one of the next batches, so that each member has one to make; False if there is none to make."""
+        """Makes one of the next batches, which no other member makes. Returns False if there is none to make."""
         stream = self._stream
         assert stream is not None
         most = min(2 * (1 + len(stream.others())), stream.slots - 1)
         for later in range(number + 1, min(number + most, stop)):
             if stream.has(later):
                 continue
-            # What is wrong with it is raised when its turn comes.
+            # An error in it is raised later, when the batch is needed.
             with suppress(Exception):
                 if self._made(later, make, ahead=True) is not None:
                     return True
@@ -202,7 +202,7 @@ class Sharing:
         self._move_to(number)
 
     def _has_partner(self, number: int) -> bool:
-        """Whether the batch is there, or a member is so near that it gives or needs others."""
+        """Whether the batch is in the stream, or another member is near enough to share batches."""
         if self._stream is None:
             return False
         try:
@@ -228,7 +228,7 @@ class Sharing:
 
 @contextmanager
 def ahead(records: Records, count: int) -> Generator[Iterator[Record]]:
-    """Takes up to ``count`` records in advance, in a thread, which ends with the context. Errors come in their turn."""
+    """Reads up to ``count`` records ahead, in a thread that ends with the context. Errors are raised in order."""
     waiting: queue.Queue[Record | BaseException | None] = queue.Queue(count)
     over = threading.Event()
 
@@ -245,7 +245,7 @@ def ahead(records: Records, count: int) -> Generator[Iterator[Record]]:
                 if over.is_set():
                     break
             records.close()
-        except BaseException as error:  # for the one who waits
+        except BaseException as error:  # raised by the consumer
             put(error)
         else:
             put(None)
@@ -266,7 +266,7 @@ def ahead(records: Records, count: int) -> Generator[Iterator[Record]]:
 
 
 def source_digest(paths: Iterable[Path]) -> str:
-    """A hash of files of source code: other code may make other batches."""
+    """A hash of source files, since other code may make other batches."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(paths):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

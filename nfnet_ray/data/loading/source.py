@@ -1,13 +1,13 @@
-"""The images of one split, cut and resized; and what happens to those that are damaged.
+"""Reads the images of one split, crops and resizes them, and handles the damaged ones.
 
 The first time that a process reads a sample, it compares the bytes with the manifest's hash, which finds any change.
 libjpeg detects few flipped bits, and only at the end of an image, which a crop rarely reaches. The decoder's result is
 checked every time.
 
-With the Recipe's ``on_damaged="stop"`` a damaged sample is an error that names it. With ``"skip"`` it is counted, named
-once in the log, and left out. In training the next good sample of the file is used instead, with its own label and
-draws, so that the order and all other samples do not change, on any number of workers. In evaluation nothing takes its
-place. In both cases it is an error if more than ``DAMAGED_LIMIT`` of a split are damaged.
+With ``on_damaged="stop"`` in the Recipe, a damaged sample is an error that names it. With ``"skip"`` it is counted,
+logged once, and left out. In training the next good sample of the file replaces it, with the label and the draws of
+that sample, so that the order and all other samples do not change, on any number of workers. In evaluation it is not
+replaced. In both cases it is an error if more than ``DAMAGED_LIMIT`` of a split are damaged.
 """
 
 from __future__ import annotations
@@ -40,25 +40,26 @@ from nfnet_ray.recipe import DataRecipe
 BATCHES_AHEAD = 3  # as many as FFCV's Loader prepares
 RESIDENT_SHARE_OF_MEMORY = 0.25  # of the free memory, for one split
 RESIDENT_SHARE_OF_GPU = 1 / 16
-"""The same for the memory of a GPU, on which each process has a copy. Training needs the rest. An estimate: it has not
-been measured on a GPU."""
+"""The same share of the memory of a GPU, on which each process has a copy, since training needs the rest. It is an
+estimate that has not been measured on a GPU."""
 MOST_RESIDENT = 4
-"""Sets of resident images that a process keeps for its next trials: both splits, at two sizes used in turn."""
+"""The sets of resident images that a process keeps for later trials: both splits, at two sizes used in turn."""
 DAMAGED_LIMIT = 0.01  # of a split's images, rounded up; if more are damaged, the file is refused
 
 _ROWS_AT_ONCE = 512  # of a resident split, so that errors are found soon
 _RESIDENT: dict[tuple[str, str], tuple[Tensor, Samples]] = {}
-"""{(name, device): images and their samples}, in the order of their last use. A loader keeps its own in any case."""
+"""{(name, device): images and their samples}, in the order of their last use. A loader keeps its images anyway."""
 
 Cut = Callable[[Indices], Boxes]
 Fit = Callable[[NDArray[np.uint8], int, int, int, int, NDArray[np.uint8]], None]
-"""Makes the box (top, left, height, width) of a decoded image (H, W, 3) into a sample, in place."""
+"""A function that makes a sample of the box (top, left, height, width) of a decoded image, and writes it to an
+array."""
 
 logger = logging.getLogger(__name__)
 
 
 def stays_resident(recipe: DataRecipe, count: int, size: int, device: torch.device) -> bool:
-    """Whether the images of a split, ``count`` of them, stay in memory, and on a GPU in its memory as well."""
+    """Whether the ``count`` images of a split stay in memory; for a GPU, also in its memory."""
     if recipe.resident != "auto":
         return recipe.resident == "always"
     room = RESIDENT_SHARE_OF_MEMORY * free_bytes()
@@ -68,10 +69,10 @@ def stays_resident(recipe: DataRecipe, count: int, size: int, device: torch.devi
 
 
 class Source:
-    """Cut and resized images of one split: from memory if they are resident, else decoded by threads.
+    """The cropped and resized images of one split, from memory if they are resident, and otherwise decoded by threads.
 
-    ``samples`` are the samples that may be asked for, int64, ascending. ``stands_in`` says whether the next good sample
-    takes the place of a damaged one.
+    ``samples`` are the indices of the samples that will be used, int64, ascending. ``stands_in`` says whether the next
+    good sample replaces a damaged one.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Source:
         self.split, self._size, self._device, self._fit = split, size, device, fit
         self._asked_for = samples
         self._rows = np.full(len(split), -1, np.int64)
-        """The place of each sample among those that may be asked for, and thus among the resident images."""
+        """The row of each sample among the samples that are used, and so among the resident images; -1 for others."""
         self._rows[samples] = np.arange(len(samples))
         self._on_damaged, self._stands_in = recipe.on_damaged, stands_in
         self.damaged: dict[int, str] = {}
@@ -99,7 +100,7 @@ class Source:
         self._pool = Pool(max(1, threads))
         self._images: Tensor | None = None
         self._shown: Samples | None = None
-        """The sample that each resident image shows; -1 if it shows none."""
+        """The index of the sample in each resident image; -1 if there is none."""
 
     def load_all(self, crop: str, cut: Cut) -> None:
         """Makes the images resident on the device. They are decoded once on a node, and opened once in a process."""
@@ -128,11 +129,11 @@ class Source:
 
     @property
     def is_resident_elsewhere(self) -> bool:
-        """Whether the images are in a device's memory, so that the host need not prepare any."""
+        """Whether the images are in the memory of a device, so that the host does not prepare batches."""
         return self._images is not None and self._images.device.type != "cpu"
 
     def batches(self, parts: list[Indices], cut: Cut, size: int | None = None) -> Iterator[Batch]:
-        """One Batch for each part, in their order; images that are not resident may have another ``size``."""
+        """Yields a Batch for each part, in order. Images that are not resident may have another ``size``."""
         if self._images is not None and self._shown is not None:
             for part in parts:
                 rows = self._rows[part]
@@ -144,14 +145,14 @@ class Source:
             yield self.batch(images, samples)
 
     def batch(self, images: Tensor, samples: Indices) -> Batch:
-        """Images and the samples that they show as a batch on the device."""
+        """Makes a batch on the device of images and the indices of their samples."""
         labels = self._labels[torch.from_numpy(samples)]
         return Batch(sent_to(images, self._device), sent_to(labels, self._device), samples)
 
     def decoded(
         self, parts: list[Indices], cut: Cut, size: int | None = None
     ) -> Iterator[tuple[Tensor, Indices]]:
-        """The images of each part on the host, decoded ahead by the threads, and the samples that they show."""
+        """Yields the images of each part in the host's memory, decoded ahead by the threads, and their samples."""
         pin = self._device.type == "cuda"
         waiting: deque[tuple[Indices, Tensor, Job]] = deque()
         try:
@@ -186,7 +187,7 @@ class Source:
         return buffer, samples
 
     def _decode(self, index: int, box: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Reads and decodes as much of a sample as the box needs, and fits the box into ``out``."""
+        """Reads and decodes as much of a sample as the box needs, and writes the resized box to ``out``."""
         beton = self.split.beton
         full = int(beton.heights[index]), int(beton.widths[index])
         top, left, height, width = map(int, box)
@@ -202,19 +203,19 @@ class Source:
                 image = stored.reshape(*full, 3)[top : top + height]
             else:
                 image, left = decode_jpeg_box(stored, *full, top, left, height, width), 0
-        # An image that has the sample's size already is taken as it is.
+        # An image that already has the size of the sample is copied.
         if (height, width) == full == out.shape[:2]:
             out[...] = image
         else:
             self._fit(image, 0, left, height, width, out)
 
     def _replace(self, samples: Indices, row: int, cut: Cut, out: NDArray[np.uint8]) -> None:
-        """Replaces a damaged sample by the next good one that may be asked for, or -1 for none."""
+        """Replaces a damaged sample by the next good one that is used, or by -1 to leave it out."""
         if not self._stands_in:
             samples[row] = -1
             return
-        # Which one it is depends on the file and the share alone, so it is the same on every worker. The limit on
-        # damaged ones ends the search.
+        # The replacement depends only on the file and the share, so it is the same on every worker. The limit on
+        # damaged samples ends the search.
         others, place = samples.copy(), self._rows[samples[row]]
         for step in range(1, len(self._asked_for)):
             others[row] = self._asked_for[(place + step) % len(self._asked_for)]

@@ -1,4 +1,4 @@
-"""Memory in which processes of one node leave finished batches for each other; it vanishes with the last of them.
+"""Shared memory in which processes of one node leave finished batches for each other.
 
 A *stream* is the sequence of batches that one key describes, numbered from 0. It lies in an anonymous file in memory
 (memfd), which has no name in any folder: the kernel frees it with the last process that has it open, also after
@@ -9,14 +9,15 @@ All exchanges are locks on bytes of that file (``F_OFD_SETLK``), which the kerne
 it dies:
 
 * Each *member* holds the lock of its row, in which it writes the number of the batch that it reads next.
-* Who makes a batch holds its *claim*, so that nobody else makes it too.
-* A *slot* holds one batch. Who writes to it holds its lock alone, who reads it shares the lock with other readers. The
-  number in the slot's entry is 0 while it is written to. So nobody reads half a batch.
+* The member that makes a batch holds its *claim*, so that no other one makes it too.
+* A *slot* holds one batch. A writer holds its lock alone, and readers share the lock. The number in the slot's entry is
+  0 while it is written to. So nobody reads half a batch.
 
-A batch is kept for as long as some member has it before it. If all slots hold such batches, one gives way to a batch
-that is needed sooner. Nobody waits for a slow member: it finds that a batch is missing, and makes it.
+A batch is kept as long as some member still needs it. If all slots hold such batches, the one that is needed last is
+replaced by a batch that is needed sooner. Nobody waits for a slow member: it finds that a batch is missing, and makes
+it.
 
-What fails is an OSError, and no batch depends on it.
+Failures are OSErrors, and no batch depends on the stream.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from nfnet_ray.data.loading.resident import own_folder
 
 MOST_MEMBERS = 64
 MOST_SLOTS = 1024
-LEAST_SLOTS = 4  # with fewer, members that differ by a few steps have nothing from each other
+LEAST_SLOTS = 4  # with fewer, members that differ by a few steps could not share
 LIST_SECONDS = 2.0  # a list is locked for well under a millisecond, unless its holder is stopped
 
 _HEADER = struct.Struct("<16s32sQQ")  # magic, digest of the key, slots, bytes of one
@@ -54,7 +55,7 @@ _SLOTS_AT = _TABLE_AT + 8 * MOST_SLOTS
 _RECORD_HEADER = struct.Struct("<QQ")  # bytes of the JSON that follows, and the member that made the batch
 _JSON_BYTES = 2048
 
-# Bytes whose locks stand for something. The file does not reach that far, nor does it need to.
+# Bytes that are locked to represent rows, slots and claims. They lie beyond the end of the file, which is allowed.
 _ROW_LOCKS, _SLOT_LOCKS, _CLAIMS = 1 << 40, 1 << 41, 1 << 42
 _LOCK = struct.Struct("@hhqqi4x")  # struct flock of a 64-bit Linux: type, whence, start, length, process
 _NUMBER = struct.Struct("<q")
@@ -62,7 +63,7 @@ _NUMBER = struct.Struct("<q")
 Record = Mapping[str, Tensor]
 """The contiguous tensors of one batch, by name."""
 Empty = Callable[[Sequence[int], torch.dtype], Tensor]
-"""Makes a tensor on the host that is to be filled."""
+"""A function that makes an uninitialised tensor in the host's memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def slot_bytes(content_bytes: int) -> int:
 
 
 class Stream:
-    """One process's membership of a stream. :meth:`join` makes one, :meth:`leave` ends it."""
+    """The membership of a process in a stream. :meth:`join` begins it, and :meth:`leave` ends it."""
 
     def __init__(self, descriptor: int, slots: int, bytes_of_slot: int) -> None:
         self._file, self.slots, self._slot_bytes = descriptor, slots, bytes_of_slot
@@ -90,21 +91,22 @@ class Stream:
 
     @classmethod
     def join(cls, key: str, bytes_of_slot: int, most_bytes: int, folder: Path | None = None) -> Stream:
-        """Joins the stream of this key, or founds it.
+        """Joins the stream of this key, or creates it.
 
         Args:
-            key: all that its batches depend on.
-            bytes_of_slot: see :func:`slot_bytes`; the founder's counts.
-            most_bytes: of memory that all its batches may take; what is not needed is not taken.
-            folder: that of the list; default: one for this user in the folder for temporary files.
+            key: a text with everything on which the batches depend.
+            bytes_of_slot: the size of a slot (:func:`slot_bytes`); the value of the creator is used.
+            most_bytes: the most memory that all batches may take. Memory is allocated only as it is needed.
+            folder: the folder of the list; by default one of this user in the folder for temporary files.
 
         Raises:
-            OSError: this system has no such memory, or too little of it, or the stream is full of members.
+            OSError: the system has no such memory, or too little of it, or the stream has too many members.
         """
         if not hasattr(os, "memfd_create") or not hasattr(fcntl, "F_OFD_SETLK"):
             raise OSError(errno.ENOSYS, "memory can be shared on Linux only")
         digest = blake2b(key.encode(), digest_size=32).digest()
-        space = os.readlink("/proc/self/ns/pid").rpartition("[")[2].rstrip("]")  # what numbers processes
+        # The namespace in which process numbers are valid.
+        space = os.readlink("/proc/self/ns/pid").rpartition("[")[2].rstrip("]")
         with _List((folder or own_folder()) / f"streams-{space}") as members:
             stream = cls._found(digest, members) or cls._founded(digest, bytes_of_slot, most_bytes)
             try:
@@ -151,24 +153,24 @@ class Stream:
         raise OSError(errno.EUSERS, f"{MOST_MEMBERS} processes share these batches already")
 
     def leave(self) -> None:
-        """Ends the membership, and frees all locks of it. The last one frees the memory."""
+        """Ends the membership and frees its locks. The last member frees the memory."""
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
 
     @property
     def held_bytes(self) -> int:
-        """The memory that the stream takes now."""
+        """The memory that the stream takes now, in bytes."""
         return os.fstat(self._file).st_blocks * 512
 
     # ---- Members --------------------------------------------------------------------------------------------------
 
     def move_to(self, number: int) -> None:
-        """Tells the others which batch this member reads next."""
+        """Sets the number of the batch that this member reads next."""
         os.pwrite(self._file, _NUMBER.pack(number), _ROWS_AT + 8 * self._row)
 
     def others(self) -> list[int]:
-        """The numbers of the batches that the other members read next."""
+        """The numbers of the batches that the other members will read next."""
         rows = np.frombuffer(os.pread(self._file, 8 * MOST_MEMBERS, _ROWS_AT), np.int64)
         return [
             int(rows[row])
@@ -179,7 +181,7 @@ class Stream:
     # ---- Claims ---------------------------------------------------------------------------------------------------
 
     def claim(self, number: int) -> bool:
-        """Whether this member makes the batch; False: another one does so now."""
+        """Claims a batch. Returns False if another member is making it."""
         return self._lock(fcntl.F_WRLCK, _CLAIMS + number)
 
     def release(self, number: int) -> None:
@@ -189,11 +191,11 @@ class Stream:
     # ---- Batches --------------------------------------------------------------------------------------------------
 
     def has(self, number: int) -> bool:
-        """Whether the batch is there now."""
+        """Whether the batch is in the stream."""
         return bool((self._table() == number + 1).any())
 
     def read(self, number: int, empty: Empty) -> Found | None:
-        """A copy of the batch; None if it is not there."""
+        """A copy of the batch; None if it is not in the stream."""
         for slot in np.flatnonzero(self._table() == number + 1).tolist():
             if not self._lock(fcntl.F_RDLCK, _SLOT_LOCKS + slot):
                 continue  # it is being replaced
@@ -209,9 +211,9 @@ class Stream:
         return slot_for(number, self._table(), needed_by) is not None
 
     def publish(self, number: int, record: Record, *, needed_by: Sequence[int]) -> bool:
-        """Puts a batch into a slot if it is of use to one of those who read the batches ``needed_by`` next.
+        """Writes a batch to a slot, if one of the members that read the batches ``needed_by`` next will need it.
 
-        Returns whether it is there now. Only for the member that has claimed it.
+        Returns whether the batch is in the stream. Only the member that has claimed the batch may call this.
         """
         table = self._table()
         slot = slot_for(number, table, needed_by)
@@ -259,7 +261,7 @@ class Stream:
         return _SLOTS_AT + slot * self._slot_bytes
 
     def _table(self) -> NDArray[np.int64]:
-        """For each slot the number of its batch + 1; 0: none."""
+        """(slots,) The number of each slot's batch plus 1; 0 for an empty slot."""
         return np.frombuffer(os.pread(self._file, 8 * self.slots, _TABLE_AT), np.int64)
 
     def _entry(self, slot: int) -> int:
@@ -271,7 +273,7 @@ class Stream:
     # ---- Locks ----------------------------------------------------------------------------------------------------
 
     def _lock(self, kind: int, byte: int) -> bool:
-        """Locks or unlocks a byte; False if another member's lock is in the way."""
+        """Locks or unlocks a byte. Returns False if the lock of another member prevents it."""
         try:
             fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _LOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
         except (BlockingIOError, PermissionError):  # fcntl(2): EAGAIN or EACCES
