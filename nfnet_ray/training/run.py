@@ -31,7 +31,7 @@ from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE
 from nfnet_ray.training.form.artifacts import file_name
 from nfnet_ray.training.form.choice import chosen_form
 from nfnet_ray.training.form.forms import Choice
-from nfnet_ray.training.form.placing import place
+from nfnet_ray.training.form.placing import check_device, place
 from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.measurement.conditions import conditions_text, device_name
 from nfnet_ray.training.measurement.meter import Meter
@@ -240,8 +240,9 @@ def open_run(
         lanes: the number of lanes of the cohort to which both belong.
 
     Raises:
-        UserError: the checkpoint is of another Recipe or of other data.
+        UserError: the checkpoint is of another Recipe or of other data, or a worker's GPU cannot train the Recipe.
     """
+    together(lambda: check_device(recipe, context.device), context)
     _keep_to_its_part_of_a_gpu(context)
     if context.kept_graphs:
         context.kept_graphs.drop_unless_for(recipe)

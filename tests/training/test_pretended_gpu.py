@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from nfnet_ray.data.batch import Batch
+from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, run, train
 from nfnet_ray.training.agreement import Agreement
@@ -235,6 +236,46 @@ def test_a_cohort_gives_the_numbers_of_the_cpu(short: Recipe) -> None:
         train_cohort(recipes, on_gpu)
     assert [lane.numbers for lane in on_gpu] == [lane.numbers for lane in on_cpu]
     assert gpu.replays == 2
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "precision", "refusal"),
+    [
+        (
+            7,
+            0,
+            "float32",
+            r"torch .* has no code for .* \(compute capability 7\.0\), only for sm_75, sm_80: install",
+        ),
+        (7, 5, "float32", None),
+        (
+            7,
+            5,
+            "bfloat16",
+            r"no arithmetic in bfloat16 \(compute capability 7\.5; it needs 8\.0 or later\): train with",
+        ),
+        (8, 6, "bfloat16", None),
+    ],
+)
+def test_a_gpu_that_cannot_train_the_recipe_is_refused_before_the_first_step(
+    major: int,
+    minor: int,
+    precision: str,
+    refusal: str | None,
+    short: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = short.with_values({"precision": precision, "data.image_size": 32, "data.eval_size": 32})
+    with pretended_gpu():
+        properties = torch.cuda.get_device_properties(DEVICE)
+        monkeypatch.setattr(properties, "major", major)
+        monkeypatch.setattr(properties, "minor", minor)
+        monkeypatch.setattr(torch.version, "cuda", "13.2")
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+        stopping = Watched(DEVICE, epochs=0.5)
+        expected = pytest.raises(UserError, match=refusal) if refusal else contextlib.nullcontext()
+        with expected:
+            assert train(recipe, stopping).state == "stopped"
 
 
 def test_the_pretended_gpu_refuses_tensors_of_the_host_and_counts_what_is_read() -> None:

@@ -1,13 +1,71 @@
-"""A network brought to the device, in the form that its Recipe says."""
+"""A network brought to the device, in the form that its Recipe says, and whether the device can train it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+from nfnet_ray.errors import UserError
 from nfnet_ray.models.layers import slice_grouped_convolutions
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+
+FIRST_WITH_BFLOAT16 = (8, 0)
+"""The compute capability from which on NVIDIA's GPUs have arithmetic in bfloat16: Ampere's."""
+
+
+def check_device(recipe: Recipe, device: torch.device) -> None:
+    """Raises UserError for a GPU of NVIDIA's that cannot train the Recipe.
+
+    Either torch has no code for it, so that its first kernel would fail ("no kernel image is available for execution on
+    the device"), or the Recipe is in bfloat16 and the GPU has no such arithmetic. There torch would leave cuDNN out
+    (``use_cudnn`` in Convolution.cpp) and emulate, far slower than float32, and Triton would refuse to compile.
+    """
+    if device.type != "cuda" or torch.version.cuda is None:
+        return
+    properties = torch.cuda.get_device_properties(device)
+    capability = (properties.major, properties.minor)
+    name = torch.cuda.get_device_name(device)
+    architectures = torch.cuda.get_arch_list()
+    if architectures and not has_code_for(capability, architectures):
+        raise UserError(
+            f"torch {torch.__version__} has no code for {name} (compute capability {_in_words(capability)}), only for "
+            f"{', '.join(architectures)}: install a torch that has it, or hide this GPU with CUDA_VISIBLE_DEVICES"
+        )
+    if recipe.precision == "bfloat16" and capability < FIRST_WITH_BFLOAT16:
+        raise UserError(
+            f"{name} has no arithmetic in bfloat16 (compute capability {_in_words(capability)}; it needs "
+            f"{_in_words(FIRST_WITH_BFLOAT16)} or later): train with precision=float32, or on another GPU"
+        )
+
+
+def has_code_for(capability: tuple[int, int], architectures: Iterable[str]) -> bool:
+    """Whether code for one of these architectures runs on a GPU of a compute capability.
+
+    Machine code (``sm_80``) runs on later GPUs of the same major version, and PTX (``compute_80``) on all later ones
+    (NVIDIA's CUDA programming guide, compatibility). Code with an ``a`` (``sm_90a``) is for one GPU alone, and code
+    with an ``f`` for a family within a major version.
+
+    >>> [has_code_for(capability, ["sm_75", "sm_90a"]) for capability in ((7, 0), (7, 5), (8, 0), (9, 0))]
+    [False, True, False, True]
+    """
+    for architecture in architectures:
+        kind, _, number = architecture.partition("_")
+        digits = number.rstrip("af")
+        code = (int(digits[:-1]), int(digits[-1]))
+        if number.endswith("a"):
+            fits = code == capability
+        else:
+            fits = code <= capability and (kind == "compute" or code[0] == capability[0])
+        if fits:
+            return True
+    return False
+
+
+def _in_words(capability: tuple[int, int]) -> str:
+    return "{}.{}".format(*capability)
 
 
 def place(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
