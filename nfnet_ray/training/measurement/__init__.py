@@ -1,1 +1,1 @@
-"""What a run takes: seconds by phase, arithmetic per second, memory, energy."""
+"""The cost of a run: seconds by phase, floating-point operations per second, memory and energy."""

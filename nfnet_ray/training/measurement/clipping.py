@@ -1,6 +1,6 @@
 """Counts on the device how many units AGC clips, layer by layer, and how large their gradients are.
 
-Counting adds a dozen small kernels to a step and never waits for the device; nothing that trains reads what is counted.
+Counting adds a dozen small kernels to a step and never waits for the device. Training does not read the counts.
 ``benchmarks/clipping_counts.py`` measures the cost.
 """
 
@@ -27,19 +27,20 @@ from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.optim.agc import UnitNorms, as_units
 
 RECORDS_OF_A_RUN = 32
-"""At most. More epochs than that share records, which keeps the journal small: 32 moments fill a chart."""
+"""The largest number of records of a run. In a longer run several epochs share a record, so that the journal stays
+small: 32 points fill a chart."""
 STEPS_BETWEEN_NORMS = 16
-"""Without clipping the norms are computed for the counts alone. Clipping takes 2 to 6% of a step of nfnet_pico
-(benchmarks/results/step_parts.csv); less than that at every 16th step is as little as counting costs."""
+"""Without clipping, the norms are computed only for the counts, and only in every 16th step. Clipping takes 2 to 6% of
+a step of nfnet_pico (benchmarks/results/step_parts.csv). Norms in every 16th step cost as little as counting does."""
 
 _PART_OF_OTHERS = re.compile(r"[A-Za-z_]+(?:\d+|\.\d+)?")
 
 
 class ClippingCounts:
-    """Counts of units and steps; every worker has the same, since gradients are averaged before they are clipped.
+    """Counts of units and steps. All workers have the same counts, since gradients are averaged before clipping.
 
-    ``parameters`` is {name: parameter} of those that AGC clips, in the order in which it is given them. The first step
-    is counted, and then every ``steps_between``-th.
+    ``parameters`` is {name: parameter} of the parameters that AGC clips, in the order in which AGC receives them. The
+    first step is counted, and then every ``steps_between``-th step.
     """
 
     def __init__(
@@ -78,34 +79,34 @@ class ClippingCounts:
         self._first_step_above.add_(is_first * self._step)
 
     def use(self, tensors: Mapping[str, Tensor]) -> None:
-        """Counts in these tensors from now on, whose names and shapes are those of :meth:`state_dict`."""
+        """Counts in ``tensors`` from now on. They have the names and shapes of :meth:`state_dict`."""
         self._counts, self._clipped = tensors["counts"], tensors["clipped"]
         self._steps, self._step = tensors["steps"], tensors["step"]
         self._first_step_above = tensors["first_step_above"]
 
     def layer_of_units(self, tensors: tuple[tuple[int, int], ...]) -> Tensor:
-        """The number of the layer of each unit; ``tensors`` are those of :class:`UnitNorms`."""
+        """(units,) The index of each unit's layer. ``tensors`` is the field of :class:`UnitNorms`."""
         device = self._counts.device
         layers = torch.tensor([self._layer_of_tensor[place] for place, _ in tensors], device=device)
         units = [units for _, units in tensors]
-        # Told of the size of the result, torch does not wait for the device to find it out.
+        # Without output_size torch would wait for the device, to learn the size of the result.
         return layers.repeat_interleave(torch.tensor(units, device=device), output_size=sum(units))
 
     @property
     def steps_between(self) -> int:
-        """The number of steps from one that is counted to the next."""
+        """The number of steps from one counted step to the next."""
         return self._steps_between
 
     def record_after(self, epoch: int, epochs: int) -> dict[str, str]:
-        """``{"clipping": record as text}`` after those epochs of a run of ``epochs`` that end with a record.
+        """Returns ``{"clipping": record as text}`` if a record is due after epoch ``epoch`` of ``epochs``.
 
-        Otherwise, and for a network of which nothing is clipped, it is empty and nothing waits for the device.
+        Otherwise, and if AGC clips no parameter of the network, returns {} without waiting for the device.
         """
         is_due = epoch % epochs_per_record(epochs) == 0 or epoch == epochs
         return {"clipping": self.take().to_text()} if self._layers and is_due else {}
 
     def take(self) -> Clipping:
-        """What was counted since the last call. Waits for the device."""
+        """Returns the counts since the last call, and resets them. Waits for the device."""
         found = clipping_from_counts(
             self._layers,
             self._counts.view(-1, BINS)[: len(self._layers)].cpu().numpy(),
@@ -128,14 +129,14 @@ class ClippingCounts:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores :meth:`state_dict`. Other counts than these are left out, as after a change of the bins."""
+        """Restores a :meth:`state_dict`. Ignores a state of other names or shapes, such as one with other bins."""
         own = self.state_dict()
         if all(name in state and state[name].shape == kept.shape for name, kept in own.items()):
             for name, kept in own.items():
                 kept.copy_(state[name])
 
     def _arrange(self, tensors: tuple[tuple[int, int], ...]) -> None:
-        """Notes the layer of each unit, for all steps that have the units in this order."""
+        """Stores the layer of each unit, for all steps that have the units in this order."""
         self._layer_of_unit = self.layer_of_units(tensors)
         self._first_bin_of_unit = self._layer_of_unit * BINS
         self._ones = torch.ones_like(self._layer_of_unit)
@@ -143,9 +144,9 @@ class ClippingCounts:
 
 
 class LaneClippingCounts:
-    """The counts of all lanes of a cohort at once: in one tensor of each kind, of which theirs become views.
+    """The counts of all lanes of a cohort, stacked. The tensors of each lane's ClippingCounts become views of a stack.
 
-    ``tensors`` are those of :class:`UnitNorms`, the same for all lanes and steps.
+    ``tensors`` is the field of :class:`UnitNorms`, the same for all lanes and steps.
     """
 
     def __init__(self, lanes: Sequence[ClippingCounts], tensors: tuple[tuple[int, int], ...]) -> None:
@@ -163,12 +164,12 @@ class LaneClippingCounts:
         self._edges = torch.arange(len(EDGES), device=device)
 
     def tensors(self) -> list[Tensor]:
-        """What :meth:`add` changes."""
+        """The tensors that :meth:`add` changes. They stay the same objects."""
         return [self._counts, self._clipped, self._steps, self._step, self._first_step_above]
 
     @torch.no_grad()
     def add(self, ratios_LU: Tensor, is_clipped_LU: Tensor, due_L: Tensor) -> None:
-        """Counts the units of one step, of the lanes that are due; the ratios are used up."""
+        """Counts the units of one step in the lanes for which ``due_L`` is true. Overwrites ``ratios_LU``."""
         bins_LU, due_L1 = _bins(ratios_LU), due_L[:, None]
         self._counts.scatter_add_(1, bins_LU + self._first_bin_of_unit, due_L1.expand_as(bins_LU).long())
         self._clipped.scatter_add_(1, self._layer_of_unit, (is_clipped_LU & due_L1).long())
@@ -180,23 +181,23 @@ class LaneClippingCounts:
 
 
 def _bins(ratios: Tensor) -> Tensor:
-    """The bin of each ratio, which is used up."""
+    """The bin of each ratio, int64. Overwrites ``ratios``."""
     offset = -math.log2(REFERENCE_RATIO) - LOWEST_OCTAVE
     place = ratios.log2_().add_(offset).mul_(BINS_PER_OCTAVE).ceil_()
-    # Not a number goes into the last bin: fmin prefers numbers.
+    # A ratio that is not a number goes into the last bin, since fmin prefers numbers.
     top = torch.full_like(place[..., :1], BINS - 1)
     return torch.fmin(place, top).clamp_(min=0).long()
 
 
 def epochs_per_record(epochs: int) -> int:
-    """How many epochs of a run of ``epochs`` share a record; the last record may have fewer."""
+    """The number of epochs that share a record in a run of ``epochs``. The last record may cover fewer epochs."""
     return math.ceil(epochs / RECORDS_OF_A_RUN)
 
 
 def _layers(
     model: nn.Module, parameters: Mapping[str, nn.Parameter]
 ) -> tuple[list[tuple[str, str, int]], list[int]]:
-    """(name, part, units) of each layer, and the number of the layer of each parameter."""
+    """(name, part, number of units) of each layer, and the index of each parameter's layer."""
     layers: dict[tuple[str, str], int] = {}
     keys = []
     for name, parameter in parameters.items():
@@ -208,9 +209,10 @@ def _layers(
 
 
 def part_of(model: nn.Module, name: str) -> str:
-    """The part of the network that a parameter belongs to: of an NFNet stem, stage 1 to 4, final conv or classifier.
+    """The part of the network to which a parameter belongs.
 
-    Of other networks the first words of its name, as ``blocks.3`` or ``layer2``.
+    For an NFNet: the stem, stage 1 to 4, the final conv or the classifier. For other networks: the beginning of the
+    parameter's name, such as ``blocks.3`` or ``layer2``.
     """
     if isinstance(model, NFNet):
         kind, number = (*name.split("."), "")[:2]

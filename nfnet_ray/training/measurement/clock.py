@@ -18,36 +18,36 @@ class Waits(Protocol):
     """Measures how long a device with a queue waits for batches."""
 
     def begin(self) -> None:
-        """The host begins to wait for a batch; the device may still be at work."""
+        """Notes that the host begins to wait for a batch. The device may still be working on earlier steps."""
 
     def end(self) -> None:
-        """The host has the batch, and the device has it in its queue."""
+        """Notes that the host has the batch, and that the work on it is in the device's queue."""
 
     def drain(self) -> None:
         """Waits until the device's queue is empty."""
 
     def take(self) -> float:
-        """Seconds in which the device had no step to do, since the last call; its queue has to be empty."""
+        """The seconds since the last call in which the device had no step to run. The device's queue must be empty."""
 
 
 class Clock:
     """A stopwatch that is always in exactly one phase, so that the phases add up to the wall-clock time.
 
-    It starts in ``startup``: everything before the first batch. ``warmup`` is a pass whose result is thrown away:
-    compilation, and the choice of the GPU's algorithms. ``train`` is forward, backward, clipping and update;
-    waiting for a batch is ``data_wait``; ``checkpoint`` is what training waits for one; ``report`` is waiting
-    for whoever reads the metrics.
+    The clock starts in ``startup``, which is everything before the first batch. ``warmup`` is a pass whose result is
+    discarded: compilation, and the choice of the GPU's algorithms. ``train`` is forward, backward, clipping and update.
+    ``data_wait`` is waiting for a batch. ``checkpoint`` is the time for which training waits for a checkpoint, and
+    ``report`` the time for which it waits until its metrics are read.
 
-    The seconds are part of the checkpoint, so counting continues after a restart. The seconds between a checkpoint
-    and the start of the attempt that resumes from it are ``lost``: work that is done again, and the time in which
-    nothing ran. If the run was asked to stop, and the checkpoint is the one that it kept then, they are
-    ``paused``. So over all attempts the phases add up to the time since the first one began, by the system's clock.
+    The seconds are saved in the checkpoint, so counting continues after a restart. The seconds between a checkpoint and
+    the start of the attempt that resumes from it are ``lost``: work that is done again, and time in which nothing ran.
+    If the run was asked to pause or stop, and saved the checkpoint for that reason, the seconds are ``paused`` instead.
+    So over all attempts the phases add up to the time since the first attempt began, by the system's clock.
 
-    A device with a queue works on while the host waits for the next batch. With :attr:`waits`, which look at the
-    device, ``train`` and ``data_wait`` are those of the device as soon as :meth:`recount` is called.
+    A device with a queue continues to work while the host waits for the next batch. With :attr:`waits`, which measures
+    on the device, each call of :meth:`recount` replaces the host's ``train`` and ``data_wait`` by those of the device.
 
     Args:
-        started_at: a moment of ``time.perf_counter()``, by default now.
+        started_at: a moment of ``time.perf_counter()``; None: now.
     """
 
     waits: Waits | None = None
@@ -56,12 +56,12 @@ class Clock:
         self._seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
         self._phase: Phase = "startup"
         self.started_at = time.perf_counter() if started_at is None else started_at
-        """The moment from which it counts."""
+        """The moment from which the clock counts, in seconds of ``time.perf_counter()``."""
         self._since = self.started_at
         self._not_recounted = {"train": 0.0, "data_wait": 0.0}
-        """Of the host, since the last :meth:`recount`."""
+        """The host's seconds since the last :meth:`recount`, by phase."""
         self.heartbeats = 0
-        """Signs of life: it grows whenever a phase or a batch begins."""
+        """The number of signs of life. It grows at least whenever a phase or a batch begins."""
 
     @property
     def phase(self) -> Phase:
@@ -78,13 +78,13 @@ class Clock:
         self._phase, self._since = phase, now
 
     def beat(self) -> None:
-        """Gives a sign of life within a phase that lasts."""
+        """Counts a sign of life within a long phase."""
         self.heartbeats += 1
 
     def waiting_for(self, items: Iterator[T]) -> Iterator[T]:
-        """Yields the items: waiting for one is ``data_wait``, what the caller does with it is ``train``.
+        """Yields the items. Waiting for an item counts as ``data_wait``, and the caller's work on it as ``train``.
 
-        Waiting for the very first item of an attempt is still ``startup``.
+        Waiting for the first item of an attempt still counts as ``startup``.
         """
         while True:
             if self._phase != "startup":
@@ -101,15 +101,15 @@ class Clock:
             yield item
 
     def drain(self) -> None:
-        """Waits for a device with a queue, so that what is counted next is no time of the steps before."""
+        """Waits for a device with a queue, so that the time of earlier steps is not counted in the next phase."""
         if self.waits:
             self.waits.drain()
             self.recount()
 
     def recount(self) -> None:
-        """Counts as ``data_wait`` what the device waited since the last call, and as ``train`` the rest of both.
+        """Counts the seconds that the device has waited since the last call as ``data_wait``, the rest as ``train``.
 
-        For when the device's queue has just been found empty, as it was at the last call.
+        Divides the host's seconds in these two phases anew. Call it only when the device's queue is empty.
         """
         if self.waits is None:
             return
@@ -121,13 +121,13 @@ class Clock:
         self._not_recounted = dict.fromkeys(host, 0.0)
 
     def with_heartbeats(self, items: Iterable[T]) -> Iterator[T]:
-        """Yields the items of a phase that lasts, each a sign of life."""
+        """Yields the items of a long phase, and counts a sign of life for each."""
         for item in items:
             self.heartbeats += 1
             yield item
 
     def seconds(self, phase: Phase) -> float:
-        """Seconds spent in a phase so far, over all attempts, the running phase included."""
+        """The seconds spent in a phase so far, over all attempts, including the running phase."""
         running = time.perf_counter() - self._since if phase == self._phase else 0.0
         return self._seconds[phase] + running
 
@@ -136,7 +136,7 @@ class Clock:
         return {f"{phase}_seconds": self.seconds(phase) for phase in PHASES}
 
     def state(self, *, paused: bool = False) -> dict[str, float]:
-        """The state to save in a checkpoint. ``paused``: the run ends here, as it was asked to."""
+        """The state to save in a checkpoint. ``paused`` says that the run pauses or stops here, as requested."""
         return {
             **{phase: self.seconds(phase) for phase in PHASES},
             "taken_at": time.time(),
@@ -144,7 +144,7 @@ class Clock:
         }
 
     def resume(self, state: Mapping[str, float]) -> None:
-        """Adds the seconds of the attempts before this one, and those between them and this one."""
+        """Adds the seconds of the earlier attempts, and those between the last of them and this attempt."""
         for phase in PHASES:
             self._seconds[phase] += state.get(phase, 0.0)
         began = time.time() - (time.perf_counter() - self.started_at)

@@ -1,7 +1,7 @@
-"""Under which conditions a worker trains and evaluates: what has to be alike in two runs that are compared.
+"""The conditions under which a worker trains and evaluates. They must be equal in two runs that are compared.
 
-The Recipe leaves some of it to the network and the machine. What was chosen is known to the worker alone, so it tells
-the journal with the first epoch that it finishes (``conditions``, :mod:`nfnet_ray.tracking.conditions`).
+The Recipe leaves some conditions to the network and the machine. Only the worker knows them, so it reports them to the
+journal with the first epoch that it finishes (``conditions``, :mod:`nfnet_ray.tracking.conditions`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def conditions_text(
 ) -> str:
     """The conditions of this worker as JSON.
 
-    ``lanes`` is the size of the cohort, if there is one. ``step`` says how a GPU does its steps.
+    ``lanes`` is the number of lanes of the cohort, if there is one. ``step`` says in words how a GPU does its steps.
 
-    ``device`` is the GPU's or the processor's name; ``eval_size``, ``image_size``, ``precision``, ``memory_format``,
-    ``compile`` and ``grouped_convolutions`` are those that the run uses on it; ``workers`` those that train together
-    now.
+    In the JSON, ``device`` is the name of the GPU or processor, and ``workers`` the number of workers that train
+    together now. The values of the Recipe, such as ``eval_size`` and ``memory_format``, are those that the run uses on
+    this device. Values of None are left out.
     """
     is_cuda = context.device.type == "cuda"
     averaged = recipe.optimizer.ema.decay is not None
@@ -58,7 +58,7 @@ def device_name(device: torch.device) -> str:
 
 
 def timm_version() -> str | None:
-    """The version of timm, whose modules the baselines are; None where it is not installed."""
+    """The version of timm, which builds the baselines; None if timm is not installed."""
     try:
         return metadata.version("timm")
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Peaks of GPUs from their data sheets."""
+"""The peak speeds of GPUs, from their data sheets."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ _H100_SXM: Mapping[Precision, float] = {"float64": 67, "float32": 67, "bfloat16"
 _H100_NVL: Mapping[Precision, float] = {"float64": 60, "float32": 60, "bfloat16": 1671 / 2}
 _A100: Mapping[Precision, float] = {"float64": 19.5, "float32": 19.5, "bfloat16": 312}
 
-# Peak in 10^12 floating-point operations per second, without sparsity, by what torch.cuda.get_device_name() says,
-# from NVIDIA's data sheets ("NVIDIA H100 Tensor Core GPU Datasheet" and so on; of GeForce cards from the white papers
-# "NVIDIA Ampere GA102 GPU Architecture" and "NVIDIA Ada GPU Architecture", with accumulation in float32, which is what
-# torch does). Where a data sheet has sparsity alone, half of it. float32 is that of the CUDA cores, since training
-# has TF32 off (nfnet_ray/training/determinism.py); float64 is that of the tensor cores, where a data sheet has one.
-# V100 and T4 have no arithmetic in bfloat16. A slice of a GPU (MIG) has another name, and is in no data sheet.
+# (pattern of torch.cuda.get_device_name(), peak in 10^12 floating-point operations per second without sparsity). The
+# numbers are from NVIDIA's data sheets ("NVIDIA H100 Tensor Core GPU Datasheet" and so on). Those of GeForce cards are
+# from the white papers "NVIDIA Ampere GA102 GPU Architecture" and "NVIDIA Ada GPU Architecture", with accumulation in
+# float32, as in torch. If a data sheet gives a peak only with sparsity, half of it is used. The float32 peak is that of
+# the CUDA cores, since training turns TF32 off (nfnet_ray/training/determinism.py). The float64 peak is that of the
+# tensor cores if the data sheet gives one. V100 and T4 have no bfloat16 arithmetic. A slice of a GPU (MIG) has a
+# different name, and no data sheet describes it.
 _PEAK_TERAFLOPS: tuple[tuple[str, Mapping[Precision, float]], ...] = (
     (r"(Tesla )?V100-SXM[23]-(16|32)GB(-LS)?", {"float64": 7.8, "float32": 15.7}),
     (r"(Tesla )?V100-PCIE-(16|32)GB", {"float64": 7.0, "float32": 14.0}),
@@ -42,7 +43,7 @@ _PEAK_TERAFLOPS: tuple[tuple[str, Mapping[Precision, float]], ...] = (
 
 
 def peak_flops_per_second(device_name: str, precision: Precision) -> float | None:
-    """What a GPU's data sheet promises at most, dense; None for a device that is not in the table above.
+    """The peak of a GPU by its data sheet, without sparsity; None for a device or precision not in the table above.
 
     >>> peak_flops_per_second("NVIDIA A100-SXM4-80GB", "bfloat16")
     312000000000000.0

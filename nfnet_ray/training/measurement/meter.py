@@ -1,4 +1,4 @@
-"""The cost of a run: arithmetic per second, the share of the device's peak, memory, power.
+"""The cost of a run: floating-point operations per second, their share of the device's peak, memory and power.
 
     meter = Meter(recipe, num_classes, context)
     for each epoch:
@@ -7,7 +7,7 @@
         metrics |= meter.stop(images, train_seconds, image_size) # every worker; the same numbers on each of them
     state["meter"] = meter.state()                   # meter.resume(state["meter"]) after a restart
 
-docs/cost.md says what each metric means and what it does not count.
+docs/cost.md defines each metric, and lists what it leaves out.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from nfnet_ray.training.context import Context
 from nfnet_ray.training.measurement.gpus import peak_flops_per_second
 
 FLOPS_PER_MULTIPLY_ADD = 2
-BACKWARD_PER_FORWARD = 2  # one for the gradient of the weights, one for that of the activations
+BACKWARD_PER_FORWARD = 2  # one for the gradient of the weights, one for the gradient of the activations
 
-_NO_PEAK = 0.0  # of a device that is not in the table, on its way between workers
+# Sent between workers in place of a number that is not known.
+_NO_PEAK = 0.0
 _NO_ENERGY = -1.0
-_HASH_BITS = 52  # what a float64 holds exactly
+_HASH_BITS = 52  # a float64 holds integers of 52 bits exactly
 
 
 def model_flops_per_image(recipe: Recipe, num_classes: int, image_size: int) -> float:
-    """Floating-point operations that training on one image takes by the mathematics of the network.
+    """The number of floating-point operations that the network's mathematics needs to train on one image.
 
-    Two for each multiply-add of convolutions and linear layers, forward and twice that backward; through a frozen
-    body (``model.trained``) there is no backward pass. Not in it: SAM's ascent, ESAM's look at all images, recomputed
-    activations, the optimiser, and everything that is done to pixels. ``image_size`` is its side in pixels.
+    Each multiply-add of a convolution or linear layer counts as two operations in the forward pass and four in the
+    backward pass. A frozen body (``model.trained``) has no backward pass. The number leaves out SAM's ascent, ESAM's
+    forward pass over all images, recomputed activations, the optimiser, and the augmentation. ``image_size`` is the
+    side of the image in pixels.
     """
     forward = FLOPS_PER_MULTIPLY_ADD * count_multiply_adds(
         recipe.model.name, image_size, num_classes, recipe.model.overrides.chosen()
@@ -49,22 +51,23 @@ def model_flops_per_image(recipe: Recipe, num_classes: int, image_size: int) -> 
 
 
 class EnergyCounter(Protocol):
-    """Reads what a device has used so far."""
+    """Reads the energy that a device has used so far."""
 
     def joules(self) -> float | None:
-        """Since some moment in the past; None where it cannot be read."""
+        """The joules used since some fixed moment in the past; None if the counter cannot be read."""
 
 
 class NvmlEnergyCounter:
-    """The energy counter of a CUDA device, which its driver keeps (Volta and later).
+    """The energy counter that the driver keeps for a CUDA device (Volta and later).
 
-    Silent where there is no driver, no ``nvidia-ml-py``, no counter, or a slice of a GPU (MIG) in place of one.
+    Returns None, and raises nothing, without a driver, without ``nvidia-ml-py``, without a counter, and for a slice of
+    a GPU (MIG).
     """
 
     def __init__(self, device: torch.device) -> None:
         self._nvml: Any = None
-        # Not by number: CUDA_VISIBLE_DEVICES, which Ray sets for each worker, is nothing to NVML.
-        with contextlib.suppress(Exception):  # it is there for a metric, and may never stop a training
+        # By UUID and not by number: NVML ignores CUDA_VISIBLE_DEVICES, which Ray sets for each worker.
+        with contextlib.suppress(Exception):  # the counter serves a metric, and must never stop a training
             import pynvml
 
             pynvml.nvmlInit()
@@ -73,7 +76,7 @@ class NvmlEnergyCounter:
             self._nvml = pynvml
 
     def joules(self) -> float | None:
-        """Since the driver was loaded, by a counter in millijoules."""
+        """The joules used since the driver was loaded. The counter has a resolution of a millijoule."""
         if self._nvml is None:
             return None
         with contextlib.suppress(Exception):  # as above
@@ -83,7 +86,7 @@ class NvmlEnergyCounter:
 
 @dataclass(frozen=True)
 class _Reading:
-    """One worker's numbers of an epoch. ``device`` tells GPUs apart, and means nothing else."""
+    """One worker's measurements of an epoch. ``device`` is a number that is different for each device."""
 
     device: float
     peak: float
@@ -95,7 +98,7 @@ class _Reading:
 class Meter:
     """Measures the training of each epoch between :meth:`start` and :meth:`stop`.
 
-    ``energy`` is for tests; by default NVML's counter is read on a GPU, and nothing on a CPU.
+    ``energy`` is for tests. By default, NVML's counter is read on a GPU, and the energy of a CPU is not measured.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class Meter:
         self._forgot = False
 
     def start(self) -> None:
-        """Begins an epoch's training: forgets the peaks so far and reads the energy counter."""
+        """Begins to measure an epoch's training: resets the peak of the memory, and reads the energy counter."""
         self._forgot = self._forget_peak_memory()
         self._joules_before = self._energy.joules() if self._energy else None
         self._started_at = time.perf_counter()
@@ -124,12 +127,15 @@ class Meter:
     def stop(
         self, images: int, train_seconds: float, image_size: int, captured_bytes: float = 0.0
     ) -> dict[str, float]:
-        """Ends it: the metrics that can be known, the same on all workers, which have to call this together.
+        """Ends the epoch, and returns the metrics that can be measured, the same on all workers.
 
-        ``images`` of the epoch, over all workers; ``train_seconds`` that the epoch took of the clock's phase;
-        ``image_size`` is the side of the epoch's images in pixels; ``captured_bytes`` is the memory of a step that is
-        replayed, which torch does not count.
-        A GPU's queue has to be empty, as it is once a loss has been read.
+        Collective: every worker calls it. A GPU's queue must be empty, as it is once a loss has been read.
+
+        Args:
+            images: the number of images of the epoch, over all workers.
+            train_seconds: the seconds of the clock's phase ``train`` in this epoch.
+            image_size: the side of the epoch's images in pixels.
+            captured_bytes: the peak memory of a step that is replayed as a graph, which torch does not count.
         """
         seconds = time.perf_counter() - self._started_at
         memory_bytes = max(self.peak_memory_bytes(), captured_bytes)
@@ -157,11 +163,11 @@ class Meter:
         return {"joules": self._total_joules}
 
     def resume(self, state: Mapping[str, float]) -> None:
-        """Restores a :meth:`state`, to count on from there."""
+        """Restores a :meth:`state`, from which counting continues."""
         self._total_joules = state["joules"]
 
     def _joules(self) -> float:
-        """Since :meth:`start`. A counter that went back (the driver was loaded anew) says nothing."""
+        """The energy since :meth:`start`; unknown if the counter went back, as when the driver was loaded anew."""
         after = self._energy.joules() if self._energy else None
         if after is None or self._joules_before is None or after < self._joules_before:
             return _NO_ENERGY
@@ -180,13 +186,13 @@ class Meter:
             return True
         try:
             with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")  # Linux sets the peak to what it is now: proc(5)
+                file.write("5")  # Linux resets the peak to the present value: proc(5)
         except OSError:
             return False
         return True
 
     def peak_memory_bytes(self) -> float:
-        """The peak since :meth:`start`, of this process or of its GPU memory; 0 where it is not known."""
+        """The peak since :meth:`start` of this process's GPU memory, on a CPU of its resident memory; 0: unknown."""
         if self._is_gpu:
             return float(torch.cuda.max_memory_allocated(self._context.device))
         if self._forgot:

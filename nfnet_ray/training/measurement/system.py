@@ -1,4 +1,4 @@
-"""How busy a run's nodes are: MLflow's system metrics, of each node on which the run has workers.
+"""MLflow's system metrics of each node on which a run has workers: how busy its processors, GPUs and network are.
 
     system = SystemMeter(context)           # all workers together
     system.start()                          # before the first batch
@@ -6,10 +6,10 @@
         …                                   # system.look() every few steps
         texts |= system.record(is_last)     # all workers together; on each of them the same
 
-The names and their meaning are those of ``mlflow.system_metrics``: ``cpu_utilization_percentage`` and so on, of the
-whole node, and ``gpu_3_utilization_percentage`` of the GPU that is number 3 there, for the GPUs that the run's workers
-use. A mean is over the time since the record before. No thread is needed: the system's counters are read at both ends
-of that time, and a GPU is looked at between two steps.
+The names and their meaning are those of ``mlflow.system_metrics``. ``cpu_utilization_percentage`` and the like describe
+the whole node. ``gpu_3_utilization_percentage`` describes the node's GPU number 3, if a worker of the run uses it.
+Means are over the time since the last record. No thread is needed: the system's counters are read at both ends of that
+time, and a GPU is sampled between two steps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from nfnet_ray.training.context import Context
 from nfnet_ray.training.measurement.meter import NvmlEnergyCounter
 
 SECONDS_BETWEEN_RECORDS = 10.0
-"""At least, as between two samples of ``mlflow.system_metrics``: a study of many short epochs keeps a small journal."""
+"""The shortest time between two records, so that a study of many short epochs has a small journal. It is also the
+interval of ``mlflow.system_metrics``."""
 _SECONDS_BETWEEN_LOOKS = 1.0  # NVML averages the use of a GPU over at most that long (nvmlUtilization_t)
 _MEGABYTE = 1e6  # as MLflow counts them
 
@@ -38,7 +39,7 @@ _SystemMetrics = dict[str, float]
 
 
 class _Counters(NamedTuple):
-    """What the node has counted since it was started."""
+    """Counters of the node since it was started."""
 
     busy_seconds: float
     all_seconds: float
@@ -56,7 +57,7 @@ class _Reading(NamedTuple):
 
 
 class SystemMeter:
-    """Measures the node and the GPU of this worker. What cannot be known is left out, and nothing is ever raised."""
+    """Measures the node and the GPU of this worker. Metrics that cannot be read are left out; no error is raised."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -68,7 +69,7 @@ class SystemMeter:
         self._has_started = False
 
     def start(self) -> None:
-        """Begins to measure, if that has not begun."""
+        """Begins to measure at the first call. Later calls do nothing."""
         if self._has_started:
             return
         self._has_started = True
@@ -76,12 +77,15 @@ class SystemMeter:
         self._begin()
 
     def look(self) -> None:
-        """Looks at the GPU, once in a while."""
+        """Samples the GPU, at most once a second."""
         if self._gpu:
             self._gpu.look(_SECONDS_BETWEEN_LOOKS)
 
     def record(self, is_last: bool) -> dict[str, str]:
-        """``{"system": {host: {name: value}} as JSON}``; empty soon after the record before, unless it ``is_last``."""
+        """``{"system": {host: {name: value}} as JSON}``; {} too soon after the last record, unless it ``is_last``.
+
+        Collective: every worker calls it.
+        """
         own = _Reading(
             self._host,
             time.perf_counter() - self._since,
@@ -89,12 +93,12 @@ class SystemMeter:
             self._gpu.metrics() if self._gpu else {},
         )
         readings = all_of(own, self._context)
-        # By the first worker's clock, so that all of them know.
+        # The first worker's clock decides, so that all workers decide alike.
         if not is_last and readings[0].seconds < SECONDS_BETWEEN_RECORDS:
             return {}
         self._begin()
         found: dict[str, _SystemMetrics] = {}
-        # Workers of one node say the same, but for a moment; the first one is believed.
+        # Workers of one node read the same counters at almost the same moment. The first worker's values are used.
         for reading in readings:
             for name, value in {**reading.of_node, **reading.of_gpu}.items():
                 found.setdefault(reading.host, {}).setdefault(name, round(value, 1))
@@ -111,7 +115,7 @@ class SystemMeter:
         if now and self._before and (passed := now.all_seconds - self._before.all_seconds) > 0:
             busy = (now.busy_seconds - self._before.busy_seconds) / passed
             metrics["cpu_utilization_percentage"] = 100 * min(1.0, max(0.0, busy))
-        with contextlib.suppress(Exception):  # it is there for a metric, and may never stop a training
+        with contextlib.suppress(Exception):  # this serves a metric, and must never stop a training
             memory = psutil.virtual_memory()
             metrics["system_memory_usage_megabytes"] = memory.used / _MEGABYTE
             metrics["system_memory_usage_percentage"] = 100 * memory.used / memory.total
@@ -125,7 +129,7 @@ class SystemMeter:
 
 
 class _Gpu:
-    """One GPU through NVML. Silent where there is no driver, no ``nvidia-ml-py``, or a slice of a GPU (MIG)."""
+    """One GPU, sampled through NVML. Has no metrics without a driver or ``nvidia-ml-py``, and for a slice (MIG)."""
 
     def __init__(self, device: torch.device) -> None:
         self._nvml: Any = None
@@ -138,19 +142,19 @@ class _Gpu:
             import pynvml
 
             pynvml.nvmlInit()
-            # Not by number, as in NvmlEnergyCounter.
+            # By UUID, for the reason given in NvmlEnergyCounter.
             uuid = str(torch.cuda.get_device_properties(device).uuid)
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
             self._number = pynvml.nvmlDeviceGetIndex(self._handle)
             self._nvml = pynvml
 
     def begin(self) -> None:
-        """Forgets what was seen."""
+        """Discards all samples, and begins a new time to average over."""
         self._looks.clear()
         self._joules_before, self._since = self._counter.joules(), time.perf_counter()
 
     def look(self, seconds_between: float) -> None:
-        """Notes what the GPU does now, if the last look was longer ago than this."""
+        """Takes a sample of the GPU, if the last one is at least ``seconds_between`` old."""
         now = time.perf_counter()
         if self._nvml is None or now - self._looked_at < seconds_between:
             return
@@ -165,7 +169,7 @@ class _Gpu:
         self._looks.append(seen)
 
     def metrics(self) -> _SystemMetrics:
-        """Means since :meth:`begin`."""
+        """The means of the samples since :meth:`begin`."""
         self.look(0.0)
         means = {
             name: sum(look[name] for look in looks) / len(looks)
@@ -182,7 +186,7 @@ class _Gpu:
 
 
 def _counters() -> _Counters | None:
-    """The node's counters; None where the system does not tell."""
+    """The node's counters; None if the system does not provide them."""
     with contextlib.suppress(Exception):  # as above
         times: Mapping[str, float] = psutil.cpu_times()._asdict()
         # Linux counts the time of guests in user and nice as well.

@@ -1,7 +1,7 @@
-"""How long a GPU waits for batches, by events in its queue.
+"""Measures with CUDA events how long a GPU waits for batches.
 
-The host is ahead of a GPU: while it waits for a batch, or has it augmented, the GPU may still be at work on the steps
-before. What the host's clock says of either is no time of the GPU's.
+The host runs ahead of a GPU. While the host waits for a batch, or launches its augmentation, the GPU may still be
+working on earlier steps. So the host's clock cannot measure how long the GPU waits.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ MILLISECONDS = 1e-3
 
 
 class CudaWaits:
-    """The seconds between the end of a step and the moment at which the next one can begin, on the GPU itself.
+    """Measures, on the GPU, the seconds between the end of a step and the moment at which the next one can begin.
 
-    So the copying and augmenting of a batch count, as far as no step was at work meanwhile.
+    These include the copying and augmenting of a batch, except while an earlier step was still running.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,11 +25,11 @@ class CudaWaits:
         self._waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def begin(self) -> None:
-        """The step before has been put into the queue."""
+        """Marks the end of the last step in the GPU's queue."""
         self._begun = self._event()
 
     def end(self) -> None:
-        """All of the batch has been put into the queue."""
+        """Marks the point in the GPU's queue after which the next step can begin."""
         if self._begun is not None:
             self._waits.append((self._begun, self._event()))
         self._begun = None
@@ -39,7 +39,7 @@ class CudaWaits:
         torch.cuda.synchronize(self._device)
 
     def take(self) -> float:
-        """Seconds since the last call; the queue has to be empty."""
+        """The seconds that the GPU has waited since the last call. Its queue must be empty."""
         waits, self._waits = self._waits, []
         return MILLISECONDS * sum(begun.elapsed_time(ended) for begun, ended in waits)
 
@@ -50,5 +50,5 @@ class CudaWaits:
 
 
 def waits_on(device: torch.device) -> Waits | None:
-    """What measures how long a device waits for batches; None for a CPU, which does one thing after the other."""
+    """Measures how long a device waits for batches; None for a CPU, which has no queue."""
     return CudaWaits(device) if device.type == "cuda" else None
