@@ -1,4 +1,4 @@
-"""Which form a run is trained in: its checkpoint's, its Recipe's, or the one that it agrees on with others."""
+"""Chooses the form of a run: that of its checkpoint, that of its Recipe, or the one that runs agree on."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ def chosen_form(
     before: Mapping[str, Any] | None,
     lanes: int = 1,
 ) -> Choice:
-    """The form of a run with this Recipe, whose checkpoint is ``before``; the same on every worker.
+    """The form of a run with this Recipe, equal on every worker. ``before`` is its checkpoint, if there is one.
 
-    The run is one of as many ``lanes`` of a cohort.
-
-    A run that resumes keeps its form, since another one has other last bits. Not in a cohort, whose last bits depend on
-    its lanes, and where the form of a single trial can be far slower.
+    ``lanes`` is the number of lanes of its cohort. A run that resumes keeps its form, since another one rounds
+    differently. In a cohort it does not: rounding depends on the lanes in any case, and the form of a single trial can
+    be far slower.
     """
     if before is not None and lanes == 1:
         if "form" in before:
@@ -62,21 +61,24 @@ def _agreed(recipe: Recipe, dataset: Dataset, context: Context, sign_of_life: Ca
     )
     values: dict[str, Any] = {"batch_size": max(1, recipe.batch_size // context.replicas)}
     if context.world_size > 1:
-        values["capture"] = "never"  # several workers are not captured, and a form is timed as it is trained
+        values["capture"] = (
+            "never"  # with several workers steps are not captured, and a form is timed as it is trained
+        )
     share = resolved.with_values(values)
     images = images_of_share(len(dataset.train), recipe.data.train_share)
     steps = recipe.schedule.epochs * batches_per_epoch(images, recipe.batch_size)
 
     def choose(notes: FormNotes) -> Choice:
         if context.kept_graphs:
-            context.kept_graphs.drop()  # what is timed needs their memory
+            context.kept_graphs.drop()  # the timed steps need their memory
         plain = PlainContext(device=context.device, gpu_share=context.gpu_share, threads=context.threads)
         choice = fastest_form(share, classes, steps, plain, notes)
         own = share.with_values(vars(choice.form))
-        # For several workers torch cuts the graph into one for each message of gradients; these are other ones.
+        # With several workers torch splits the graph, one part for each message of gradients, so the compiled code
+        # differs.
         is_trained_so = context.world_size == 1 and with_timed_batch(own, classes, plain) is own
         if choice.form.compile and context.compiled_files and is_trained_so:
-            # Before the others hear of the form, so that they need not compile.
+            # Save it before the others learn of the form, so that they need not compile.
             shape = (own.batch_size, own.data.image_size, own.data.image_size, 3)
             name = file_name(own, shape, context.world_size, device_name(context.device))
             context.compiled_files.save(name)

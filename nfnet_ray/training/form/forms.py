@@ -1,7 +1,7 @@
 """Forms of a training step: the layout of its activations, its grouped convolutions, and how it is compiled.
 
-A form changes the time of a step and its last bits, and nothing else. A Recipe names one, or leaves it open with
-``auto``; this module says which forms come into question, and what a choice is.
+A form changes only the time of a step and the rounding. A Recipe names a form, or leaves it open with ``auto``. This
+module says which forms are candidates, and defines a choice.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from nfnet_ray.wording import count
 
 AUTO = "auto"
 LAYOUTS = ("contiguous", "channels_last")
-# Of a network with `compile`, until its first step is done. On two shared cores of an AMD EPYC nfnet_pico (batch 64,
-# 32 px, float32) took 176 and 247 s; on a GPU not seen yet, and planned for by benchmarks/gpu.
+# The time until the first step of a compiled network is done. On two shared cores of an AMD EPYC nfnet_pico (batch 64,
+# 32 px, float32) took 176 and 247 s. It has not been measured on a GPU; benchmarks/gpu does that.
 SECONDS_TO_COMPILE = {"cpu": 180.0, "cuda": 60.0}
-# How many times longer than one compilation a run's eager steps must take until compiled forms are tried: the two to
-# four compilations then cost at most a fifth of them, where compiling saved that on a CPU (nfnet_pico, as above).
+# Compiled forms are tried if the eager steps of a run take at least this many times as long as one compilation. The two
+# to four compilations then cost at most a fifth of that time, which is what compiling saved on a CPU (as above).
 LEAST_RUN_PER_COMPILATION = 20.0
 MOST_SLICED_GROUPS = 16
-"""In a network whose grouped convolutions are tried in slices, each of which is a kernel: NFNets have up to 8, and
-NF-RegNets, whose groups of 8 channels are too few for one, up to 148."""
+"""The largest number of groups for which slices are tried, since each slice is a kernel. NFNets have up to 8 groups.
+NF-RegNets have up to 148, whose 8 channels are too few for a kernel."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Form:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it takes nothing but torch's own functions, one after the other."""
+        """Whether the form is neither compiled nor sliced."""
         return not self.compile and self.grouped_convolutions == "whole"
 
     def __str__(self) -> str:
@@ -52,12 +52,12 @@ class Form:
 
 @dataclass(frozen=True)
 class Choice:
-    """The form that a run is trained in, and what was measured to choose it; empty where nothing had to be.
+    """The form of a run, and the measurements by which it was chosen, which may be empty.
 
     Attributes:
-        step_seconds: {form in words: seconds of a step of the worker's share of the batch}.
-        compile_seconds: {form in words: seconds that its first step took longer}.
-        remark: what else there is to say, such as a form that failed.
+        step_seconds: {form in words: seconds of a step on the worker's share of the batch}.
+        compile_seconds: {form in words: seconds by which its first step took longer}.
+        remark: a remark, for example about a form that failed.
     """
 
     form: Form
@@ -66,17 +66,17 @@ class Choice:
     remark: str = ""
 
     def to_values(self) -> dict[str, Any]:
-        """As JSON values, with the sentence for those who read them."""
+        """The choice as JSON values, with its sentence."""
         return {**asdict(self), "sentence": self.sentence()}
 
     @staticmethod
     def from_values(values: Mapping[str, Any]) -> Choice:
-        """The choice that gave the values."""
+        """The choice with these values of :meth:`to_values`."""
         measured: dict[str, Any] = {name: value for name, value in values.items() if name != "sentence"}
         return Choice(**measured | {"form": Form(**measured["form"])})
 
     def sentence(self) -> str:
-        """The choice and why, in a line.
+        """The choice and its reason in one line.
 
         >>> seconds = {"contiguous": 0.09154, "channels_last": 0.07624}
         >>> Choice(Form("channels_last"), seconds).sentence()
@@ -97,16 +97,16 @@ def is_open(recipe: Recipe) -> bool:
 
 
 def form_without_timing(recipe: Recipe, device_type: str, lanes: int = 1) -> Choice | None:
-    """The form of a Recipe where nothing has to be timed; None where it has.
+    """The form of a Recipe if it can be chosen without timing; None if forms have to be timed.
 
-    A cohort is not compiled, its grouped convolutions are whole, and it is contiguous: one of 4 ``lanes`` of nfnet_pico
-    took 0.64 of a single trial's step at batch 8 and 1.04 at batch 64, but in channels_last 0.99 and 1.66 (32 px, one
-    core; ``benchmarks/results/cohort.csv``).
+    A cohort is neither compiled nor sliced, and is contiguous. Each of 4 ``lanes`` of nfnet_pico took 0.64 of a single
+    trial's step at batch 8 and 1.04 at batch 64; in channels_last it took 0.99 and 1.66 (32 px, one core;
+    ``benchmarks/results/cohort.csv``).
 
-    On a CPU the layout is a rule, so that a study gives the same bits on every machine and in every run: channels_last
-    in float32 and float64, as it took 0.61 to 0.96 of the time of a step in float32 for each of the 22 networks and
-    shapes of ``benchmarks/results/layout.csv`` (nfnet_pico at 8 px to NFNet-F0 at 96 px), and contiguous in bfloat16
-    (NFNet-F0 0.98, EfficientNet-B0 1.11 at 192 px). Grouped convolutions are whole there.
+    On a CPU the layout follows a rule, so that a study gives the same bits on every machine and in every run. It is
+    channels_last in float32 and float64: this took 0.61 to 0.96 of the time of a step in float32 for each of the 22
+    networks and shapes of ``benchmarks/results/layout.csv`` (nfnet_pico at 8 px to NFNet-F0 at 96 px). It is contiguous
+    in bfloat16 (NFNet-F0 0.98, EfficientNet-B0 1.11 at 192 px). Grouped convolutions are not sliced on a CPU.
     """
     if not is_open(recipe):
         return Choice(Form(recipe.memory_format, recipe.compile, recipe.grouped_convolutions))
@@ -124,10 +124,10 @@ def form_without_timing(recipe: Recipe, device_type: str, lanes: int = 1) -> Cho
 
 
 def layouts_to_try(recipe: Recipe, device_type: str) -> tuple[str, ...]:
-    """The layouts that come into question for a Recipe.
+    """The candidate layouts for a Recipe.
 
-    On a CPU a compiled network is tried in channels_last alone, the only layout that inductor gives it by itself, and
-    as fast as any: nfnet_pico (as above) took 0.82 of its contiguous step, the median of 10.
+    On a CPU a compiled network is tried only in channels_last, which is inductor's own choice and the faster one:
+    nfnet_pico (as above) took 0.82 of its contiguous step, the median of 10.
     """
     if recipe.memory_format != AUTO:
         return (recipe.memory_format,)
@@ -137,10 +137,10 @@ def layouts_to_try(recipe: Recipe, device_type: str) -> tuple[str, ...]:
 
 
 def slicings_to_try(recipe: Recipe, layout: str, device_type: str) -> tuple[str, ...]:
-    """What comes into question for a Recipe's grouped convolutions in a layout, whole ones first.
+    """The candidate values of ``grouped_convolutions`` for a Recipe in a layout, beginning with no slices.
 
-    Slices are tried on a GPU, in channels_last: in it dense convolutions are the faster ones there, and grouped ones
-    the slower ones (``models/grouped_convolution.py``).
+    Slices are tried on a GPU in channels_last, a layout in which dense convolutions are faster there and grouped ones
+    slower (``models/grouped_convolution.py``).
     """
     if recipe.grouped_convolutions != AUTO:
         return (recipe.grouped_convolutions,)
@@ -149,22 +149,22 @@ def slicings_to_try(recipe: Recipe, layout: str, device_type: str) -> tuple[str,
 
 
 def ways_to_compile(recipe: Recipe, device_type: str) -> tuple[bool | str, ...]:
-    """The values of ``compile`` that come into question, the cheapest to try first."""
+    """The candidate values of ``compile``, beginning with the one that is the cheapest to try."""
     if recipe.compile != AUTO:
         return (recipe.compile,)
     return (False, True) if device_type == "cpu" else (False, True, "max-autotune-no-cudagraphs")
 
 
 def pays_to_compile(run_seconds: float, device_type: str) -> bool:
-    """Whether a run whose eager steps take that long is long enough to try compiled forms."""
+    """Whether it pays to try compiled forms for a run whose eager steps take this time."""
     return run_seconds >= LEAST_RUN_PER_COMPILATION * SECONDS_TO_COMPILE[device_type]
 
 
 def shape_of(recipe: ResolvedRecipe, classes: int, replicas: int, threads: int, device_name: str) -> str:
-    """All that the time of a step depends on, in words: runs of the same shape are trained in the same form.
+    """A text with everything on which the time of a step depends. Runs with the same text train in the same form.
 
-    Rates, clip factors, seeds and the like are not in it, nor is whether there is a clip factor, a moving average or
-    SAM: trials that differ in them are compared, so they must not differ in their form, too.
+    Rates, clip factors and seeds are not in the text, nor whether there is a clip factor, a moving average or SAM.
+    Trials that differ in these are compared, so they must not differ in their form as well.
     """
     share, overrides = recipe.batch_size // replicas, recipe.model.overrides.chosen()
     parts = [

@@ -69,7 +69,7 @@ def _in_words(capability: tuple[int, int]) -> str:
 
 
 def place(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
-    """Moves a network to the device, in the Recipe's precision and layout, and sets how groups are convolved.
+    """Moves a network to the device, in the Recipe's precision and layout, and sets how it computes groups.
 
     ``auto`` must have been replaced by a choice. Compilation comes later (:mod:`~nfnet_ray.training.form.compilation`).
     """

@@ -1,4 +1,4 @@
-"""How fast this machine trains a Recipe's network, and in which form it trains it fastest: a few steps on noise."""
+"""Measures how fast this machine trains a Recipe's network, and in which form, by a few steps on noise."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from nfnet_ray.training.form.forms import (
 from nfnet_ray.training.form.placing import place
 from nfnet_ray.training.step import TrainStep
 
-# Forward, of a step on a CPU, unless one image alone has more: a probe has to be quick. Larger batches are cut.
+# In the forward pass of a step on a CPU, unless a single image has more. Larger batches are cut, to keep a probe short.
 LARGEST_FORWARD_MULTIPLY_ADDS = 5e9
-LARGEST_BATCH = 64  # of a measurement of speed alone: images per second change little beyond it on a CPU
+LARGEST_BATCH = 64  # for a measurement of speed alone: on a CPU images per second change little beyond it
 FEWEST_STEPS, MOST_STEPS, SECONDS_OF_STEPS = 4, 20, 1.0
 
 logger = logging.getLogger(__name__)
@@ -50,17 +50,17 @@ def fastest_form(
     context: PlainContext,
     notes: FormNotes | None = None,
 ) -> Choice:
-    """The form in which a run of ``steps`` steps takes least, its compilations included: one for each size of images.
+    """The form in which a run of ``steps`` steps takes the least time, with a compilation for each size of images.
 
-    ``recipe`` is of one worker: its batch is the worker's share. Eager forms are timed first, and compiled ones only
-    where the Recipe asks for a compiled network, or where the run's eager steps take much longer than a compilation
-    (:func:`~nfnet_ray.training.form.forms.pays_to_compile`). How grouped convolutions are best computed is found with
-    eager steps, as compiled ones have the same kernels for them. A form that is compiled or sliced and fails, and any
-    that does not fit the memory, is left out. A compilation that hangs or crashes ends the process; so where the Recipe
-    does not ask for one, the ``notes`` of earlier processes can leave it out.
+    The batch of ``recipe`` is the share of one worker. Eager forms are timed first. Compiled forms are timed only if
+    the Recipe asks for a compiled network, or if the eager steps of the run take much longer than a compilation
+    (:func:`~nfnet_ray.training.form.forms.pays_to_compile`). The best slicing of grouped convolutions is found with
+    eager steps, because compiled forms use the same kernels for them. A compiled or sliced form that fails is left out,
+    and so is any form that does not fit into memory. A compilation that hangs or crashes ends the process. So, unless
+    the Recipe asks for it, it is left out if the ``notes`` of earlier processes say so.
 
-    Resets the process's generators (:func:`~nfnet_ray.training.determinism.reset_process`). Raises MemoryError if no
-    form fits.
+    Resets the generators of the process (:func:`~nfnet_ray.training.determinism.reset_process`). Raises MemoryError if
+    no form fits.
     """
     device, epochs = context.device.type, recipe.schedule.epochs
     sizes = {data_at_epoch(recipe.data, epoch, epochs).image_size for epoch in range(epochs)}
@@ -84,9 +84,9 @@ def fastest_form(
 
 @dataclass(frozen=True)
 class _TimedForms:
-    """The forms that have been timed for one Recipe, and those that failed.
+    """The forms that have been timed for a Recipe, and those that failed.
 
-    ``sizes`` is the number of sizes of images in a run of ``steps`` steps: each is compiled for.
+    A run of ``steps`` steps has images of this number of ``sizes``, each of which needs a compilation.
     """
 
     recipe: ResolvedRecipe
@@ -100,11 +100,11 @@ class _TimedForms:
     remarks: list[str] = field(default_factory=list)
 
     def time(self, form: Form) -> None:
-        """Times a form, or keeps why it failed. Raises what a plain one raises, except MemoryError."""
+        """Times a form, or keeps the reason why it failed. Raises the errors of a plain form, except MemoryError."""
         values = vars(form) if form.compile else {**vars(form), "activation_memory_budget": 1.0}
         try:
             self.found[form] = time_step(self.recipe.with_values(values), self.num_classes, self.context)
-        except Exception as error:  # of a compiler, whatever it may be
+        except Exception as error:  # a compiler may raise anything
             is_memory = isinstance(error, MemoryError)
             self.failed[form] = "out of memory" if is_memory else f"{type(error).__name__}"
             if form.is_plain and not is_memory:
@@ -113,7 +113,7 @@ class _TimedForms:
         self.notes.end_form()
 
     def time_compiled(self, forms: Sequence[Form]) -> None:
-        """Times compiled forms: all if the Recipe asks for one, else while that pays and ends no process."""
+        """Times compiled forms: all if the Recipe asks for one, otherwise as long as it pays and ends no process."""
         eager_seconds = min(map(self.run_seconds, self.found), default=math.inf)
         for form in forms:
             if self.recipe.compile == AUTO:
@@ -127,16 +127,16 @@ class _TimedForms:
             self.time(form)
 
     def run_seconds(self, form: Form) -> float:
-        """Seconds of all steps of the run."""
+        """The seconds of all steps of the run in this form."""
         return self.steps * self.found[form].step_seconds if form in self.found else math.inf
 
     def compile_seconds(self, form: Form) -> float:
-        """Seconds of the run's compilations."""
-        # Of eager forms the first one is slow, whichever it is: it starts CUDA and loads the libraries.
+        """The seconds of all compilations of the run in this form."""
+        # The first step of the first eager form is slow too, but only because it starts CUDA and loads libraries.
         return self.sizes * self.found[form].compile_seconds if form.compile else 0.0
 
     def choice(self) -> Choice:
-        """The fastest form, with what was timed. Raises MemoryError if none fits."""
+        """The fastest form, with the timings. Raises MemoryError if no form fits."""
         if not self.found:
             raise MemoryError(f"a step of {self.recipe.model.label} fails in every form: {self.failed}")
         failures = [f"{form} failed ({why})" for form, why in self.failed.items()]
@@ -149,10 +149,11 @@ class _TimedForms:
 
 
 def measure_images_per_second(recipe: Recipe, num_classes: int, threads: int) -> float:
-    """Training images per second of the Recipe's step on this machine, in memory, after one step to warm up.
+    """Measures the training images per second of the Recipe's step on this machine, without loading, after a warm-up
+    step.
 
-    Takes the GPU if there is one, else ``threads`` cores. Of a form that is left open it takes the plainest. Raises
-    MemoryError if such a step does not fit this machine.
+    Uses the GPU if there is one, else ``threads`` cores, and the plainest form if the Recipe leaves it open. Raises
+    MemoryError if the step does not fit into memory.
     """
     plainest = {
         name: value
@@ -170,7 +171,7 @@ def measure_images_per_second(recipe: Recipe, num_classes: int, threads: int) ->
 
 
 class Timing:
-    """Seconds of a step of the whole batch, and by how many its first step took longer."""
+    """The seconds of a step on the whole batch, and the seconds by which the first step took longer."""
 
     def __init__(self, first_seconds: float, step_seconds: float, share: float) -> None:
         self.step_seconds = step_seconds / share
@@ -178,9 +179,9 @@ class Timing:
 
 
 def time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -> Timing:
-    """The fastest of some of the Recipe's steps on this machine, in memory, and how much longer its first one took.
+    """Times some of the Recipe's steps on this machine, without loading: the fastest one, and the first one.
 
-    On a CPU a large batch is cut, and its time is in proportion. Raises MemoryError if a step does not fit.
+    On a CPU a large batch is cut, and the time is scaled up. Raises MemoryError if a step does not fit into memory.
     """
     try:
         return _time_step(recipe, num_classes, context)
@@ -189,18 +190,18 @@ def time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -
             raise MemoryError(str(error)) from None
         raise
     finally:
-        gc.collect()  # a compiled network is in circles
+        gc.collect()  # a compiled network has reference cycles
         if context.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that something does not fit the memory of the GPU or of this process."""
+    """Whether an error says that the memory of the GPU or of this process is too small."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # torch has no class of its own for a CPU's memory, for that of the workspaces of cuBLAS and cuDNN, or for what the
-    # driver takes for itself ("CUDA error: out of memory"). Where no algorithm's workspace fits, it says that cuDNN has
-    # no engine (github.com/pytorch/pytorch/issues/108645).
+    # torch has no exception class for a CPU's memory, for the workspaces of cuBLAS and cuDNN, or for the memory that
+    # the driver allocates ("CUDA error: out of memory"). If no algorithm's workspace fits, torch says that cuDNN has no
+    # engine (github.com/pytorch/pytorch/issues/108645).
     texts = (
         "allocate memory",
         "out of memory",
@@ -237,7 +238,7 @@ def _time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) 
 
 
 def with_timed_batch(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -> ResolvedRecipe:
-    """The Recipe, on a CPU with a batch that takes seconds at most, in one part if it had to be cut."""
+    """The Recipe to time. On a CPU a batch that would take more than seconds is cut, and has a single micro-batch."""
     if context.device.type != "cpu":
         return recipe
     overrides = recipe.model.overrides.chosen()
