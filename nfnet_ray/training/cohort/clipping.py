@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping of all lanes, each by its own clip factor, and the counts of what it clips."""
+"""Adaptive gradient clipping of all lanes, each with its own clip factor, and the counts of the clipped units."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nfnet_ray.training.measurement.clipping import ClippingCounts, LaneClipping
 
 
 class LaneClipping:
-    """Clips rows of gradients as :func:`nfnet_ray.optim.agc.clip_gradients_adaptively` does those of one network.
+    """Clips the gradients of all lanes, as :func:`nfnet_ray.optim.agc.clip_gradients_adaptively` clips one network's.
 
-    ``counts`` are the lanes' own; what is counted here is counted there.
+    ``counts`` are the ClippingCounts of the lanes. Units that are clipped here are counted there.
     """
 
     def __init__(
@@ -26,7 +26,8 @@ class LaneClipping:
         self._groups = layout.clipped
         order = tuple(one for group in self._groups for one in group.order)
         self._counts = LaneClippingCounts(counts, order) if order else None
-        # Without clipping nothing is too large. A tensor of inf, and no branch: the lanes are one program.
+        # A lane without clipping has the factor inf, with which no gradient is too large. All lanes run the same
+        # kernels, so there can be no branch for it.
         factors = [math.inf if recipe.clip_factor is None else recipe.clip_factor for recipe in recipes]
         self._factor_L1 = like.new_tensor(factors)[:, None]
         self._eps_L1 = like.new_tensor([recipe.eps for recipe in recipes])[:, None]
@@ -35,14 +36,14 @@ class LaneClipping:
         )
 
     def tensors(self) -> list[Tensor]:
-        """The counts, which a call changes."""
+        """The tensors of the counts, which each call changes."""
         return self._counts.tensors() if self._counts else []
 
     @torch.no_grad()
     def __call__(self, gradients_LP: Tensor, weights_LP: Tensor, counts_all: Tensor) -> Tensor:
-        """Clips in place; returns the share of the units of each lane that were clipped, float32 (L,).
+        """Clips the gradients in place. Returns the share of each lane's units that were clipped, float32 (L,).
 
-        ``counts_all``, a scalar: lanes without clipping count the norms of this step, too.
+        ``counts_all`` is a bool scalar that says whether lanes without clipping count the norms of this step, too.
         """
         if self._counts is None:
             return torch.zeros(len(gradients_LP), device=gradients_LP.device)

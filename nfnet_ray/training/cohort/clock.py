@@ -1,7 +1,8 @@
-"""The time and the energy of a cohort, shared out: what all lanes do together counts in each as its part.
+"""Divides the time and the energy of a cohort among its lanes.
 
-A second of a cohort of four live lanes is a quarter of a second of each. So ``train_seconds`` of a lane is what a trial
-cost, as it is for a trial that has a device to itself, and the lanes' seconds add up to those that passed.
+A second of a cohort with four live lanes counts as a quarter of a second of each lane. So ``train_seconds`` of a lane
+is the cost of its trial, as it is for a trial that has a device to itself, and the lanes' seconds add up to the elapsed
+seconds.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from nfnet_ray.training.measurement.meter import EnergyCounter
 
 
 class SharedClock:
-    """The clock of a cohort, and among which lanes its seconds are divided now.
+    """The clock of a cohort, and the lanes among which its seconds are divided now.
 
-    ``energy`` counts what the device uses, if that can be known. ``from_now``: what the clock has counted up to now is
-    not of these lanes, or of an attempt that left nothing; they start up.
+    ``energy`` reads the energy that the device uses, if it can be measured. ``from_now`` says that the time up to now
+    is not divided among these lanes, since it belongs to other lanes or to an attempt that ran out of memory. The lanes
+    then begin in the phase ``startup``.
     """
 
     def __init__(self, clock: Clock, energy: EnergyCounter | None = None, *, from_now: bool = False) -> None:
@@ -33,13 +35,13 @@ class SharedClock:
         self._has_begun = False
 
     def divide_among(self, lanes: Sequence[LaneClock]) -> None:
-        """Divides what passes from now on among these lanes; among the first ones all since it started."""
+        """Divides the time from now on among these lanes. The first call includes the time since the clock started."""
         self.settle()
         self.settle_joules()
         self._lanes, self._has_begun = lanes, True
 
     def settle(self) -> None:
-        """Gives each lane its part of the seconds that have passed."""
+        """Adds to each lane its part of the seconds since the last call."""
         if not self._has_begun:
             return
         for phase in PHASES:
@@ -49,7 +51,7 @@ class SharedClock:
             self._seconds[phase] = seconds
 
     def settle_joules(self) -> None:
-        """Gives each lane its part of the energy that was used; to read the counter takes the driver's time."""
+        """Adds to each lane its part of the energy since the last call. Separate, since the counter is slow to read."""
         if not self._has_begun:
             return
         joules = self._counted_joules()
@@ -59,7 +61,7 @@ class SharedClock:
         self._joules = joules
 
     def counts_energy(self) -> bool:
-        """Whether the energy of the device can be known."""
+        """Whether the energy of the device can be measured."""
         return self._joules is not None
 
     def _counted_joules(self) -> float | None:
@@ -67,16 +69,16 @@ class SharedClock:
 
 
 class LaneClock(Clock):
-    """The clock of one lane: its phase is the cohort's, its seconds are its part of them and those of its past."""
+    """The clock of one lane. Its phase is the cohort's. Its seconds are its part of the cohort's, and earlier ones."""
 
     def __init__(self, shared: SharedClock) -> None:
         super().__init__(shared.started_at)
         self._shared = shared
         self.joules = 0.0
-        """Its part of the energy."""
+        """The lane's part of the energy, in joules."""
 
     def add(self, phase: Phase, seconds: float) -> None:
-        """Counts seconds that have passed."""
+        """Adds ``seconds`` to a phase."""
         self._seconds[phase] += seconds
 
     @property
@@ -101,6 +103,6 @@ class LaneEnergy:
         self._shared, self._lane = shared, lane
 
     def joules(self) -> float | None:
-        """Its part of what the device has used."""
+        """The lane's part of the energy that the device has used, in joules; None if it cannot be measured."""
         self._shared.settle_joules()
         return self._lane.joules if self._shared.counts_energy() else None

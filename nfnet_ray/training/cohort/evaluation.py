@@ -24,10 +24,10 @@ def evaluate_lanes(
     recipe: Recipe,
     context: Context,
 ) -> list[list[Evaluation]]:
-    """Evaluates several sets of weights of some lanes each; of each set, the evaluation of each lane.
+    """Evaluates several sets of weights, {name: (lanes, ...)} each. Returns, for each set, the evaluation of each lane.
 
-    They are what :func:`nfnet_ray.training.evaluation.evaluate` gives for each network. Leaves the network in
-    evaluation mode.
+    The evaluations are those that :func:`nfnet_ray.training.evaluation.evaluate` would compute lane by lane, except for
+    rounding. Leaves the network in evaluation mode.
     """
     network.eval()
     tallies = [[Tally(images, context) for _ in range(lanes_of(one))] for one in weights]
@@ -42,5 +42,5 @@ def evaluate_lanes(
 
 
 def lanes_of(weights: Mapping[str, Tensor]) -> int:
-    """How many lanes there are."""
+    """The number of lanes in a set of weights."""
     return len(next(iter(weights.values())))

@@ -1,7 +1,8 @@
-"""The gradients of all lanes for one batch: over micro-batches, and with an ascent step of SAM or without.
+"""The gradients of all lanes for one batch: over micro-batches, with or without an ascent step of SAM.
 
-The passes are those of :mod:`nfnet_ray.training.gradient` on one worker. All lanes descend together: the loss that is
-differentiated is the sum over the lanes, so each has the gradient of its own mean loss.
+The passes are those of :mod:`nfnet_ray.training.gradient` on one worker. All lanes share a backward pass, which
+differentiates the sum of the lanes' losses. Since a loss depends on the weights of its own lane alone, each lane gets
+the gradient of its own mean loss.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 
 
 class LaneGradient:
-    """Computes rows of gradients (L, columns), and the losses and hits of each lane and image (L, N)."""
+    """Computes the gradients (L, columns), and the loss and correctness of each lane and image, (L, N) each."""
 
     def __init__(
         self, network: LaneNetwork, weights: LaneWeights, layout: Layout, recipes: Sequence[ResolvedRecipe]
@@ -41,7 +42,7 @@ class LaneGradient:
         self._rho_L = None if rhos[0] is None else rows.new_tensor(rhos)
 
     def of(self, batch: TrainBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients; with SAM those at the perturbed weights, as are the losses and hits."""
+        """The gradients (L, columns), losses and hits (L, N); with SAM all of them at the perturbed weights."""
         if self._rho_L is None:
             return self._descend(batch)
         groups = self._groups(batch)
@@ -55,11 +56,11 @@ class LaneGradient:
         return gradients_LP, torch.cat(losses, dim=1), torch.cat(hits, dim=1)
 
     def _groups(self, batch: TrainBatch) -> list[TrainBatch]:
-        """What has an ascent step of its own."""
+        """Divides the batch into groups, one for each ascent step: the batch itself, or its micro-batches."""
         if self._recipe.optimizer.sam.perturbation != "micro_batch":
             return [batch]
         images, count = len(batch.labels), self._recipe.micro_batches
-        if images not in self._rows:  # on the device once: to bring them there waits for it
+        if images not in self._rows:  # kept on the device, since copying them there waits for it
             own = [positions_of_rank(images, number, count) for number in range(count)]
             self._rows[images] = [(on_device(rows, batch.labels.device), rows) for rows in own]
         return [batch.chosen(rows, host_rows) for rows, host_rows in self._rows[images]]
@@ -81,7 +82,7 @@ class LaneGradient:
         return gradients_LP, torch.cat(losses, dim=1), torch.cat(hits, dim=1)
 
     def _ascend(self, group: TrainBatch) -> Tensor:
-        """SAM's step of each lane (L, columns), from the gradient on the first images."""
+        """The perturbation of SAM for each lane (L, columns), from the gradient on the group's first images."""
         sam = self._recipe.optimizer.sam
         total = share_of(len(group.labels), sam.ascent_share)
         gradients_LP = torch.zeros_like(self._weights.rows)
@@ -94,7 +95,8 @@ class LaneGradient:
 
     @contextlib.contextmanager
     def _perturbed(self, steps_LP: Tensor) -> Generator[None]:
-        """Within it the weights are those after the ascent; then they are what they were, to the bit."""
+        """A context in which the weights are perturbed by ``steps_LP``; afterwards they are the same as before, to the
+        bit."""
         rows = self._weights.rows
         kept = rows.clone()
         rows.add_(steps_LP)
@@ -106,18 +108,18 @@ class LaneGradient:
             torch.clear_autocast_cache()
 
     def _differentiated(self, loss_LN: Tensor, images: float) -> Tensor:
-        """The gradients (L, columns) of each lane's summed losses / ``images``."""
+        """The gradients (L, columns) of each lane's (sum of losses / ``images``)."""
         leaves = list(self._weights.leaves.values())
         return self._layout.rows(torch.autograd.grad(loss_LN.sum() / images, leaves, materialize_grads=True))
 
     def _losses(self, part: TrainBatch, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses and hits (L, N), in the Recipe's precision; the loss in float32 at least."""
+        """Losses and hits (L, N). The network computes in the Recipe's precision, the loss in float32 or float64."""
         pixels = normalise(part.images, self._memory_format).to(self._dtype)
         bf16 = self._recipe.precision == "bfloat16"
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
             logits_LNK = self._network(self._weights.all(), pixels, keys)
         logits_LNK = logits_LNK.to(self._dtype)
-        # Not F.cross_entropy, which smooths all lanes alike.
+        # F.cross_entropy would smooth the labels of all lanes by the same number.
         log_LNK = logits_LNK.log_softmax(dim=2)
         loss_LN = self._against(part.labels, log_LNK)
         if part.partner_labels is not None and part.label_share is not None:
@@ -126,7 +128,7 @@ class LaneGradient:
         return loss_LN, logits_LNK.detach().argmax(dim=2) == part.labels
 
     def _against(self, labels: Tensor, log_LNK: Tensor) -> Tensor:
-        """Cross-entropy (L, N), with each lane's label smoothing."""
+        """Cross-entropy (L, N) for labels (N,), with each lane's label smoothing."""
         chosen = labels.expand(len(log_LNK), -1)[..., None]
         loss_LN = -log_LNK.gather(2, chosen).squeeze(2)
         if not self._smooths:
@@ -136,6 +138,6 @@ class LaneGradient:
 
 
 def _norms(rows_LP: Tensor) -> Tensor:
-    """The norm of each row (L,), put together from parts, as :func:`nfnet_ray.optim.sam.global_norm` does."""
+    """The norm of each row (L,), from the norms of its parts, as in :func:`nfnet_ray.optim.sam.global_norm`."""
     parts = [torch.linalg.vector_norm(part, dim=1) for part in rows_LP.split(LARGEST_NORMED_VALUES, dim=1)]
     return torch.linalg.vector_norm(torch.stack(parts), dim=0)

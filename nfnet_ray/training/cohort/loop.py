@@ -1,4 +1,4 @@
-"""The training loop of a cohort: :mod:`nfnet_ray.training.loop` for several Recipes at once, one batch for all."""
+"""The training loop of a cohort: as :mod:`nfnet_ray.training.loop`, but for several Recipes that share each batch."""
 
 from __future__ import annotations
 
@@ -58,20 +58,22 @@ def train_cohort(
     force_resume: bool = False,
     say: Callable[[str], object] = logger.warning,
 ) -> list[Outcome]:
-    """Trains Recipes as the lanes of one program, on one worker; of each lane its Outcome, as :func:`train` returns it.
+    """Trains Recipes as the lanes of one program, on one worker. Returns the Outcome of each lane.
 
-    Each lane reports to its own Context, and keeps checkpoints there, which are those of a single trial: it can be
-    continued alone, or in another cohort. Lanes that resume at different places are trained one group after the other,
-    until they meet at the beginning of an epoch. A lane whose loss is no longer finite ends; the others go on, without
-    it from the next epoch on. If one Context asks for a stop, all lanes stop. The seconds of a lane are those that
-    passed, divided by the number of live lanes.
+    Each lane reports to its own Context, and saves its checkpoints there. They have the format of a single trial's, so
+    a lane can be continued alone or in another cohort. Lanes that resume at different positions are trained one group
+    after the other, until they meet at the beginning of an epoch. A lane whose loss is no longer finite ends. The other
+    lanes continue, and leave it out from the next epoch on. If one Context asks for a stop, all lanes stop. The seconds
+    of a lane are the elapsed seconds divided by the number of live lanes.
 
-    Lanes that do not fit the memory together are trained in two halves, one after the other, each from the last
-    checkpoints of its lanes; ``say`` is told so in a line.
+    Lanes that do not fit into memory together are trained as two halves, one after the other, each from the last
+    checkpoints of its lanes. This is announced in a line passed to ``say``.
 
-    The other arguments are those of :func:`train`, and ``recipes``, ``contexts`` and ``spent`` have one for each lane.
-    Raises UserError for Recipes that differ in something that decides the batches, the shapes or the passes (see
-    :data:`nfnet_ray.cohorts.LANE_FIELDS`), and for whatever :func:`train` does.
+    ``recipes``, ``contexts`` and ``spent`` have one item for each lane. The other arguments are those of
+    :func:`nfnet_ray.training.loop.train`.
+
+    Raises UserError for Recipes that differ in a field that decides the batches, the shapes or the passes (see
+    :data:`nfnet_ray.cohorts.LANE_FIELDS`), and the errors of :func:`nfnet_ray.training.loop.train`.
     """
     if not recipes:
         return []
@@ -105,7 +107,7 @@ def train_cohort(
 
 
 class _Trial(NamedTuple):
-    """What a lane is made of."""
+    """A trial to train as a lane."""
 
     recipe: Recipe
     context: Context
@@ -122,7 +124,7 @@ class _Program:
         self._is_stopped = False
 
     def train(self, trials: Sequence[_Trial]) -> list[Outcome]:
-        """The Outcome of each; once trials were stopped, later ones are stopped where their last checkpoint is."""
+        """Trains the trials and returns their Outcomes. After a stop, later trials end at their last checkpoint."""
         device = trials[0].context.device
         if self._attempts:
             self._clock.drain()
@@ -140,7 +142,7 @@ class _Program:
                         lane.end("stopped")
                         lane.leave()
                 else:
-                    # Up to those that are at the beginning of a later epoch, and from there on with them.
+                    # Train up to the beginning of the epoch at which the next group waits, and then together with it.
                     joins = bool(following) and following[0].at.batches == 0
                     until_epoch = following[0].at.epoch if joins else self._last_epoch
                     _Cohort(together, shared, self._last_epoch).train(until_epoch)
@@ -149,7 +151,7 @@ class _Program:
         return [lane.ending() for lane in lanes]
 
     def _opened(self, trials: Sequence[_Trial], shared: SharedClock, stack: ExitStack) -> list[_Lane]:
-        """Their runs, new or resumed, which share all that decides a batch."""
+        """Opens the trials' runs, new or resumed. They share their loaders, so they see the same batches."""
         lanes: list[_Lane] = []
         sharing = stack.enter_context(Sharing(trials[0].context.shares_batches))
         for trial in trials:
@@ -179,7 +181,7 @@ class _Program:
 
 @dataclass
 class _Lane:
-    """One trial of a cohort, and how far it is."""
+    """One trial of a cohort, with its position and, once it has ended, its Outcome."""
 
     run: Run
     clock: LaneClock
@@ -187,35 +189,35 @@ class _Lane:
     outcome: Outcome | None = None
 
     def parts(self) -> Lane:
-        """What a step needs of it."""
+        """The parts of this lane that a :class:`CohortStep` needs."""
         return Lane(self.run.recipe, self.run.model, self.run.step)
 
     def place(self) -> tuple[int, int]:
-        """(epochs, batches) that are done."""
+        """(finished epochs, finished batches of the next epoch)."""
         return self.at.epoch, self.at.batches
 
     def end(self, state: Ending, reason: str | None = None) -> None:
-        """Notes how it has ended."""
+        """Ends the lane, and stores its Outcome."""
         self.outcome = ended(self.run, self.at, state, reason)
 
     def leave(self) -> None:
-        """Lets go of the cohort's memory, of its captured step too; its networks are its own from now on."""
+        """Releases the cohort's memory and its captured step. The lane's networks get separate tensors."""
         release(self.parts())
         del self.run
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it has ended because a Context asked for it."""
+        """Whether the lane has ended because a Context asked for a stop."""
         return self.outcome is not None and self.outcome.state == "stopped"
 
     def ending(self) -> Outcome:
-        """How it has ended."""
+        """The Outcome of a lane that has ended."""
         assert self.outcome is not None
         return self.outcome
 
 
 class _Cohort:
-    """Lanes that are at the same place, and end after epoch ``last_epoch``."""
+    """Lanes that are at the same position, and end after epoch ``last_epoch``."""
 
     def __init__(self, lanes: list[_Lane], shared: SharedClock, last_epoch: int) -> None:
         self._live, self._shared, self._last_epoch = lanes, shared, last_epoch
@@ -223,7 +225,7 @@ class _Cohort:
         self._parts: tuple[CohortStep, CapturedStep[LaneResults], CohortSums] | None = None
 
     def train(self, until_epoch: int) -> None:
-        """Trains to the end of that epoch; after the last one each lane has its outcome."""
+        """Trains until ``until_epoch`` epochs are finished. After the last epoch, each lane has its Outcome."""
         self._share_time()
         while self._live and self._live[0].at.epoch < until_epoch:
             for lane in self._live:
@@ -240,8 +242,9 @@ class _Cohort:
         self._leave_out_the_ended()
 
     def _train_epoch(self) -> None:
-        """As :func:`nfnet_ray.training.loop.train_epoch`."""
-        # Dead lanes stay within an epoch, whose steps would else depend on when a GPU was looked at.
+        """Trains the lanes on the batches of an epoch, as :func:`nfnet_ray.training.loop.train_epoch`."""
+        # Lanes that diverge stay in the program until the end of the epoch. Otherwise the number of lanes in a step,
+        # and so its rounding, would depend on when the host has read the losses from the GPU.
         lanes, clock, first = list(self._live), self._clock, self._live[0].run
         _, step, sums = self._step_of(lanes)
         agreement = _CohortAgreement(lanes)
@@ -283,7 +286,7 @@ class _Cohort:
                 return
 
     def _finish_epoch(self) -> None:
-        """As :func:`nfnet_ray.training.loop.finish_epoch`."""
+        """Evaluates, saves and reports the lanes, as :func:`nfnet_ray.training.loop.finish_epoch`."""
         lanes, clock, first = self._live, self._clock, self._live[0].run
         clock.enter("eval")
         speeds = [speed_metrics(lane.run, lane.at) for lane in lanes]
@@ -302,7 +305,7 @@ class _Cohort:
         of_averages: dict[int, Evaluation] = dict(zip(averaged[0], found[1], strict=True)) if averaged else {}
         for number, (lane, speed, raw) in enumerate(zip(lanes, speeds, found[0], strict=True)):
             is_last = lane.at.epoch + 1 == self._last_epoch
-            clock.enter("eval")  # the lane before has left it
+            clock.enter("eval")  # the report of the previous lane has changed the phase
             finished = conclude_epoch(lane.run, lane.at, speed, raw, of_averages.get(number), is_last=is_last)
             if isinstance(finished, Outcome):
                 lane.outcome = finished
@@ -310,7 +313,7 @@ class _Cohort:
                 lane.at = finished
 
     def _step_of(self, lanes: Sequence[_Lane]) -> tuple[CohortStep, CapturedStep[LaneResults], CohortSums]:
-        """The step of these lanes, what does it, and their sums; anew if a lane has ended since the epoch before."""
+        """The step of these lanes, the CapturedStep that runs it, and their sums; new ones if a lane has ended."""
         if self._parts is None or self._parts[0].lanes != len(lanes):
             first = lanes[0].run
             step, sums = (
@@ -342,14 +345,14 @@ class _Agreed(NamedTuple):
 
 
 class _CohortAgreement(Agreement):
-    """An :class:`Agreement` of the lanes of one worker: a request to stop or to save counts for all."""
+    """An :class:`Agreement` of the lanes of one worker: a request to stop or to save applies to all lanes."""
 
     def __init__(self, lanes: Sequence[_Lane]) -> None:
         super().__init__(lanes[0].run.context, lanes[0].run.saver)
         self._lanes = lanes
 
     def ask(self, sums: CohortSums) -> _Agreed:
-        """Waits for the device."""
+        """Reads the mean losses, and whether a lane asks to stop or to save. Waits for the device."""
         seconds = (time.perf_counter() - self._since) / max(1, self._steps)
         losses = sums.mean_losses()
         self._plan(seconds)

@@ -1,4 +1,4 @@
-"""The unchanged network over lanes: each lane has its own weights and drop rates, and all see the same images."""
+"""Runs one network for all lanes. Each lane has its own weights and drop rates, and all lanes see the same images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nfnet_ray.models.weights.pretrained import set_training_mode
 class LaneNetwork:
     """A network of the lanes' architecture, called with the weights of all lanes.
 
-    ``models`` are the lanes' networks, alike but for their drop rates; they are read here, and not kept.
+    ``models`` are the lanes' networks, which differ only in their weights and drop rates. They are not kept.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -28,25 +28,26 @@ class LaneNetwork:
         self._drop_rates = torch.tensor(rates, dtype=weight.dtype, device=weight.device)
 
     def train(self) -> None:
-        """Training mode, but for what is frozen."""
+        """Sets training mode, except for frozen layers."""
         set_training_mode(self._template)
 
     def eval(self) -> None:
-        """Evaluation mode."""
+        """Sets evaluation mode."""
         self._template.eval()
 
     def __call__(self, weights: Mapping[str, Tensor], x_NCHW: Tensor, keys_N: Tensor | None = None) -> Tensor:
         """Normalised images (N, 3, H, W) -> logits (L, N, num_classes).
 
-        ``weights`` are {name of a parameter: its values in each lane, (L, ...)}. ``keys_N`` are those of
-        :meth:`NFNet.forward`: the samples are the same in all lanes, and so are the numbers that are drawn for them.
+        ``weights`` is {name of a parameter: its values in all lanes, (L, ...)}. ``keys_N`` is that of
+        :meth:`NFNet.forward`. Since all lanes have the same samples, they draw the same random numbers.
         """
 
         def lane(weights: Mapping[str, Tensor], drop_rates: Tensor) -> Tensor:
             logits: Tensor = functional_call(self._template, dict(weights), (x_NCHW, keys_N, drop_rates))
             return logits
 
-        # In evaluation no rate is looked at, and there may be fewer lanes: not all have a moving average.
+        # Drop rates are not read in evaluation, but vmap needs as many of them as there are lanes. There are fewer
+        # lanes if the weights are moving averages, which not all lanes have.
         rates = self._drop_rates
         if not self._template.training:
             rates = rates[: len(next(iter(weights.values())))]
@@ -55,7 +56,7 @@ class LaneNetwork:
 
 
 def _that_drops_as_any_of(models: Sequence[NFNet]) -> NFNet:
-    """A copy of the first network that drops wherever one of the networks does: elsewhere rates are not looked at."""
+    """A copy of the first network that has dropout or stochastic depth at each place where one of the networks has."""
     template = copy.deepcopy(models[0])
     template.drops_branches = any(model.drops_branches for model in models)
     for name, layer in template.named_modules():

@@ -1,7 +1,7 @@
 """SGD and RMSProp over the rows of all lanes, each with its own learning rate, momentum and weight decay.
 
-The arithmetic is that of :func:`nfnet_ray.optim.optimizer.create_optimizer`. The state that it makes is that of the
-lanes' own optimisers: their tensors become views of these rows.
+The arithmetic is that of :func:`nfnet_ray.optim.optimizer.create_optimizer`. The state of the lanes' own optimisers is
+kept up to date, because its tensors become views of the rows here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ _MOMENTUM, _SQUARES, _STEP = "momentum_buffer", "square_avg", "step"  # torch's 
 
 
 class LaneOptimizer:
-    """Updates rows of weights.
+    """Updates the weights of all lanes, given as rows (L, columns).
 
     Args:
-        named: {name: parameter} of each lane, whose optimisers are ``optimizers``.
-        like: rows (L, columns) of the weights.
+        layout: the columns of each parameter.
+        recipes: the optimiser of each lane. They differ at most in learning rate, momentum and weight decay.
+        optimizers: the lanes' own optimisers, which are not stepped. Their state is what a checkpoint saves.
+        named: {name: parameter} of each lane.
+        like: the rows of weights, whose shape, dtype and device the state has.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class LaneOptimizer:
         self._shares_state = False
 
     def _gathered(self, key: str, rows_LP: Tensor) -> Tensor:
-        """The rows, with what the lanes' optimisers have in their place."""
+        """Returns ``rows_LP``, after copying into them the state ``key`` that the lanes' optimisers already have."""
         for optimizer, named, row_P in zip(self._optimizers, self._named, rows_LP, strict=True):
             for name, view in self._layout.parts(row_P):
                 state = optimizer.state.get(named[name], {})
@@ -56,7 +59,7 @@ class LaneOptimizer:
 
     @torch.no_grad()
     def step(self, weights_LP: Tensor, gradients_LP: Tensor, rates_L1: Tensor) -> None:
-        """One update, by the learning rates (L, 1); the gradients are used up."""
+        """Updates the weights with the learning rates (L, 1). Overwrites the gradients."""
         decayed = slice(0, self._layout.decayed)
         gradients_LP[:, decayed].addcmul_(weights_LP[:, decayed], self._decay_L1)
         if self._squares_LP is None:
@@ -74,7 +77,7 @@ class LaneOptimizer:
             weights_LP.sub_(self._momentum_LP)
 
     def begin_step(self, number: int) -> None:
-        """Notes in the lanes' optimisers that there is this step, from 0: they have state from the first one on."""
+        """Writes step ``number``, counted from 0, into the lanes' optimisers. The first call creates their state."""
         if not self._shares_state:
             self._share_state()
         for optimizer in self._optimizers if self._squares_LP is not None else ():
@@ -82,13 +85,13 @@ class LaneOptimizer:
                 state[_STEP].fill_(number + 1)
 
     def tensors(self) -> Iterator[Tensor]:
-        """What :meth:`step` changes besides the weights."""
+        """The tensors that :meth:`step` changes besides the weights. They stay the same objects."""
         yield self._momentum_LP
         if self._squares_LP is not None:
             yield self._squares_LP
 
     def _share_state(self) -> None:
-        """Makes the state of the lanes' optimisers, which a step has now: what each would have alone."""
+        """Creates the state that each lane's optimiser would have alone, as views of the rows."""
         self._shares_state = True
         for lane, (optimizer, named) in enumerate(zip(self._optimizers, self._named, strict=True)):
             if self._momenta[lane]:

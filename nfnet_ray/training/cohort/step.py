@@ -24,23 +24,24 @@ from nfnet_ray.training.step import TrainStep, clipped_parameters
 
 @dataclass(frozen=True)
 class Lane:
-    """What a step needs of a trial.
+    """The parts of a trial that a :class:`CohortStep` needs.
 
-    Not its Run, which knows what does its steps: a circle would hold a GPU's memory for a while.
+    A Lane does not hold the trial's Run. The Run holds the captured step, so they would form a reference cycle, which
+    keeps a GPU's memory until the garbage collector finds it.
     """
 
     recipe: ResolvedRecipe
     model: nn.Module
-    """Its network, on the device."""
+    """The trial's network, on the device."""
     step: TrainStep
-    """Its own step, which is not called: its state is what a checkpoint saves."""
+    """The trial's own step. It is never called, but a checkpoint saves its state."""
 
 
 @dataclass(frozen=True)
 class LaneResults:
-    """The parts of one step in the sums of an epoch: of ``images`` images, (L,) on the device each.
+    """The contributions of one step on ``images`` images to the sums of an epoch, as tensors (L,) on the device.
 
-    See :class:`nfnet_ray.training.step.StepResult`.
+    The fields are those of :class:`nfnet_ray.training.step.StepResult`.
     """
 
     images: int
@@ -48,32 +49,32 @@ class LaneResults:
     correct: Tensor
     clipped_fraction: Tensor
     step_of_epoch: Tensor
-    """A scalar, from 1."""
+    """The number of the step within the epoch, from 1: a scalar."""
 
 
 @dataclass(frozen=True)
 class LaneRates:
-    """What is different from step to step, on the device, always in the same tensors: a CUDA graph reads these.
-
-    Learning rates (L, 1); the share of new weights in the averages of the lanes that have one, (A, 1); whether lanes
-    without clipping count their norms, and the step of the epoch, scalars.
-    """
+    """The values that differ from step to step. The tensors stay the same objects, since a CUDA graph reads them."""
 
     learning_L1: Tensor
+    """The learning rates, (L, 1)."""
     average_A1: Tensor
+    """The share of the new weights in the moving average, (A, 1), for the A lanes that have an average."""
     counts_all: Tensor
+    """Whether lanes without clipping count the norms of this step: a bool scalar."""
     step_of_epoch: Tensor
+    """The number of the step within the epoch, from 1: a float64 scalar."""
 
 
 class CohortStep:
-    """Applies one batch to the networks of all lanes, which have done equally many steps.
+    """Applies one batch to the networks of all lanes, which must have done the same number of steps.
 
-    The lanes' weights, moving averages, momenta and counts become views of this object's tensors. So each lane is at
-    any time what it would be alone, but for rounding, and can be saved, evaluated and reported as such. A new
-    CohortStep of some of the lanes takes these over: that is how a cohort is compacted. Lanes that are to live longer
-    than their cohort are :func:`released <release>`.
+    The lanes' weights, moving averages, momenta and counts become views of this object's tensors. So each lane always
+    has the state that it would have alone, except for rounding, and can be saved, evaluated and reported like a single
+    trial. To leave out lanes that have ended, make a new CohortStep of the others, which copies their state. Call
+    :func:`release` for a lane whose networks are still used after that.
 
-    Raises UserError for Recipes that cannot be one cohort.
+    Raises UserError for Recipes that cannot form a cohort.
     """
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
@@ -112,7 +113,7 @@ class CohortStep:
 
     @property
     def lanes(self) -> int:
-        """How many there are."""
+        """The number of lanes."""
         return len(self._steps)
 
     @property
@@ -132,7 +133,7 @@ class CohortStep:
 
     @property
     def averages(self) -> tuple[list[int], dict[str, Tensor]] | None:
-        """The lanes that have a moving average, and {name: (of these lanes, ...)} of it; None if none has one."""
+        """(numbers of the lanes with a moving average, {name: (A, ...)} of their averages); None without averages."""
         return (self._averaged, self._averages.all()) if self._averages else None
 
     def __call__(self, batch: TrainBatch) -> LaneResults:
@@ -141,7 +142,7 @@ class CohortStep:
         return results
 
     def apply(self, batch: TrainBatch, rates: LaneRates) -> LaneResults:
-        """What the device does in a step with these rates; nothing else depends on the step."""
+        """Runs a step with these rates on the device. Steps differ only in their rates."""
         self.network.train()
         gradients_LP, loss_LN, hit_LN = self._gradient.of(batch)
         rows = self._weights.rows
@@ -157,7 +158,7 @@ class CohortStep:
         )
 
     kind = ()
-    """All steps of a cohort do the same."""
+    """All steps of a cohort run the same kernels."""
     repeats_draws = False
 
     @property
@@ -166,10 +167,10 @@ class CohortStep:
         return self._weights.rows.is_cuda
 
     def forget_gradients(self) -> None:
-        """There are none that are kept."""
+        """Does nothing: no gradients are kept from one step to the next."""
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that a step changes on the device, always the same tensors."""
+        """All tensors that a step changes on the device. They stay the same objects."""
         yield self._weights.rows
         yield from self._optimizer.tensors()
         if self._averages:
@@ -177,16 +178,16 @@ class CohortStep:
         yield from self._clip.tensors()
 
     def warm_up(self, batch: TrainBatch) -> None:
-        """Computes gradients and throws them away, so that libraries choose their algorithms now."""
+        """Computes gradients and discards them, so that libraries choose their algorithms now."""
         self.network.train()
         self._gradient.of(batch)
         if batch.images.device.type == "cuda":
             torch.cuda.synchronize(batch.images.device)
 
     def set_rates(self) -> LaneRates:
-        """The rates of the next step, brought to the device without waiting for it.
+        """Sets and returns the rates of the next step, on the device, without waiting for it.
 
-        The lanes' optimisers are told their learning rates, which their state has, and that there is a step.
+        Also writes the learning rates and the number of the step into the lanes' optimisers, whose state is saved.
         """
         self._optimizer.begin_step(self.number)
         rates = [step.learning_rate for step in self._steps]
@@ -213,13 +214,13 @@ class CohortStep:
 
 
 def _fill(tensor: Tensor, numbers: Sequence[Sequence[float]]) -> None:
-    """Copies numbers to a tensor on the device. torch keeps the host's copy until it has been read."""
+    """Copies numbers to a tensor on the device. torch keeps the pinned copy alive until the device has read it."""
     if numbers:
         tensor.copy_(torch.tensor(numbers, dtype=tensor.dtype, pin_memory=tensor.is_cuda), non_blocking=True)
 
 
 def release(lane: Lane) -> None:
-    """Gives the networks of a lane that has ended memory of their own: the cohort's is kept by none of them."""
+    """Copies the networks of a lane into separate tensors, so that they do not keep the cohort's memory alive."""
     let_go(lane.model)
     if lane.step.average:
         let_go(lane.step.average.model)

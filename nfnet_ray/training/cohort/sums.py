@@ -1,4 +1,4 @@
-"""What an epoch's steps of a cohort add up to, lane by lane."""
+"""The sums of a cohort's results over the steps of an epoch, lane by lane."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nfnet_ray.training.cohort.step import LaneResults
 
 
 class CohortSums:
-    """The sums of an epoch of all lanes, of which the lanes' own become views."""
+    """The sums of an epoch for all lanes. The tensors of the lanes' own EpochSums become views of these."""
 
     def __init__(self, lanes: Sequence[EpochSums], device: torch.device) -> None:
         self._sums_L4 = torch.zeros(len(lanes), 4, dtype=torch.float64, device=device)
@@ -21,11 +21,11 @@ class CohortSums:
             lane.use(sums, first_bad_step)
 
     def tensors(self) -> list[torch.Tensor]:
-        """Where it adds, always the same tensors."""
+        """The tensors of the sums. They stay the same objects."""
         return [self._sums_L4, self._first_bad_step_L]
 
     def add(self, result: LaneResults) -> None:
-        """Counts a step."""
+        """Adds the results of a step."""
         clipped = result.clipped_fraction * result.images
         images = torch.full_like(result.loss_sum, result.images)
         self._sums_L4 += torch.stack(
@@ -35,6 +35,6 @@ class CohortSums:
         torch.minimum(self._first_bad_step_L, bad, out=self._first_bad_step_L)
 
     def mean_losses(self) -> list[float]:
-        """The mean loss of each lane so far."""
+        """The mean loss of each lane in this epoch so far. Waits for the device."""
         means: list[float] = (self._sums_L4[:, 0] / self._sums_L4[:, 3]).tolist()
         return means

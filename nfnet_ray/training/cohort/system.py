@@ -1,4 +1,4 @@
-"""How busy the node of a cohort is: measured once, and told of each lane."""
+"""The system metrics of a cohort, which are measured once and recorded for each lane."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from nfnet_ray.training.measurement.system import SystemMeter
 
 
 class SharedSystemMeter(SystemMeter):
-    """The SystemMeter of all lanes: at the end of an epoch the first one that asks has it measure."""
+    """The SystemMeter of all lanes. The first :meth:`record` of an epoch measures, and the others return the same."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

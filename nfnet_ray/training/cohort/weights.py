@@ -1,11 +1,11 @@
-"""All numbers of a kind of all lanes in one tensor: the weights, their gradients, momentum, averages.
+"""Stores the weights of all lanes in one tensor, and likewise their gradients, momentum and moving averages.
 
-The trained parameters of a lane lie in one row, in an order in which what is treated alike is together: those with
-weight decay come first, and tensors that AGC clips are sorted by the size of their units. So AGC, decay, momentum and
-the moving average are a few kernels, however many tensors and lanes there are.
+Each lane has one row, with all trained parameters. Parameters that are treated alike are next to each other: those with
+weight decay come first, and those that AGC clips are sorted by the number of values in their units. So AGC, decay,
+momentum and the moving average take a few kernels, however many tensors and lanes there are.
 
-The lanes' own networks and optimisers are kept: their tensors become views of these rows, so that what is saved,
-evaluated or reported of a lane is read where a single trial has it.
+The lanes keep their own networks and optimisers, whose tensors become views of the rows. So a lane is saved, evaluated
+and reported by the same code as a single trial.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nfnet_ray.optim.agc import as_units
 
 
 class Piece(NamedTuple):
-    """A parameter and its columns."""
+    """A parameter and its columns in a row."""
 
     name: str
     shape: torch.Size
@@ -29,9 +29,9 @@ class Piece(NamedTuple):
 
 
 class Clipped(NamedTuple):
-    """Neighbouring tensors whose units have equally many values.
+    """Adjacent tensors whose units have the same number of ``values``.
 
-    ``order`` has (place among the parameters that AGC clips, number of its units) of each tensor.
+    ``order`` has for each tensor (index among the parameters that AGC clips, number of units).
     """
 
     columns: slice
@@ -41,7 +41,7 @@ class Clipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns of a row belong to what. ``decayed`` columns, the first ones, have weight decay."""
+    """The columns of each parameter in a row. The first ``decayed`` columns have weight decay."""
 
     pieces: tuple[Piece, ...]
     decayed: int
@@ -49,12 +49,12 @@ class Layout:
 
     @property
     def columns(self) -> int:
-        """The number of all of them."""
+        """The number of columns of a row."""
         return self.pieces[-1].columns.stop if self.pieces else 0
 
     @staticmethod
     def of(model: nn.Module, clipped: Sequence[str], decayed: Sequence[str]) -> Layout:
-        """That of a network's trained parameters; ``clipped`` and ``decayed`` are names of them."""
+        """The layout of a network's trained parameters. ``clipped`` and ``decayed`` are names of parameters."""
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         place = {name: number for number, name in enumerate(clipped)}
         units = {name: as_units(parameter).shape for name, parameter in parameters.items()}
@@ -86,7 +86,7 @@ class Layout:
         return Layout(tuple(pieces), end_of_decayed, tuple(groups))
 
     def views(self, rows_LP: Tensor) -> dict[str, Tensor]:
-        """{name: (L, ...)} of rows (L, columns)."""
+        """{name: view (L, ...)} of each parameter in rows (L, columns)."""
         views = {}
         for name, shape, columns in self.pieces:
             of_piece = rows_LP[:, columns]
@@ -94,30 +94,30 @@ class Layout:
         return views
 
     def parts(self, row_P: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """(name, view in its shape) of each parameter of one lane's row."""
+        """(name, view in the parameter's shape) of each parameter in the row of one lane."""
         for piece in self.pieces:
             yield piece.name, row_P[piece.columns].view(piece.shape)
 
     def rows(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors (L, ...) of all parameters, in the order of :meth:`views`, as rows (L, columns)."""
+        """Concatenates tensors (L, ...) of all parameters, in the order of :meth:`views`, to rows (L, columns)."""
         return torch.cat(
             [tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] for tensor in tensors], dim=1
         )
 
     def gathered(self, lanes: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """Copies of the lanes' tensors as rows (L, columns)."""
+        """Copies the lanes' tensors, {name: tensor} each, into new rows (L, columns)."""
         return torch.stack(
             [torch.cat([lane[piece.name].detach().reshape(-1) for piece in self.pieces]) for lane in lanes]
         )
 
 
 class LaneWeights:
-    """The parameters of networks of one architecture, which from now on are views of ``rows``.
+    """The parameters of several networks of one architecture, whose trained parameters become views of ``rows``.
 
     Attributes:
-        rows: (L, columns) of the parameters that are trained.
-        leaves: {name: (L, ...)} of them, each a view that autograd takes for a variable of its own.
-        frozen: copies of the others, in the same form.
+        rows: the trained parameters, (L, columns).
+        leaves: {name: view (L, ...)} of the trained parameters. Each view is a leaf of the autograd graph.
+        frozen: {name: copy (L, ...)} of the other parameters.
     """
 
     def __init__(self, layout: Layout, models: Sequence[nn.Module]) -> None:
@@ -135,11 +135,11 @@ class LaneWeights:
         }
 
     def all(self) -> dict[str, Tensor]:
-        """{name: (L, ...)} of all parameters."""
+        """{name: (L, ...)} of all parameters, trained and frozen."""
         return {**self.leaves, **self.frozen}
 
 
 def let_go(model: nn.Module) -> None:
-    """Gives a network tensors of its own again, so that nothing of the other lanes is kept with it."""
+    """Copies a network's parameters into separate tensors, so that they do not keep the rows of all lanes alive."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
