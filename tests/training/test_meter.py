@@ -68,6 +68,8 @@ def test_the_published_network_takes_its_published_multiply_adds() -> None:
         ("NVIDIA H100 80GB HBM3", "bfloat16", 989.5),
         ("NVIDIA H100 PCIe", "bfloat16", 756.5),
         ("NVIDIA H200", "bfloat16", 989.5),
+        ("NVIDIA B200", "bfloat16", 2250),
+        ("NVIDIA GB200", "float32", 80),
         ("NVIDIA A10", "bfloat16", 125),
         ("NVIDIA A10G", "bfloat16", 70),
         ("NVIDIA L4", "bfloat16", 121),

@@ -13,8 +13,9 @@ _H100_NVL: Mapping[Precision, float] = {"float64": 60, "float32": 60, "bfloat16"
 _A100: Mapping[Precision, float] = {"float64": 19.5, "float32": 19.5, "bfloat16": 312}
 
 # (pattern of torch.cuda.get_device_name(), peak in 10^12 floating-point operations per second without sparsity). The
-# numbers are from NVIDIA's data sheets ("NVIDIA H100 Tensor Core GPU Datasheet" and so on). Those of GeForce cards are
-# from the white papers "NVIDIA Ampere GA102 GPU Architecture" and "NVIDIA Ada GPU Architecture", with accumulation in
+# numbers are from NVIDIA's data sheets ("NVIDIA H100 Tensor Core GPU Datasheet" and so on). Those of B200 and GB200 are
+# the "NVIDIA Blackwell Datasheet"'s for one GPU of an HGX B200 and of a GB200 NVL72. Those of GeForce cards are from
+# the white papers "NVIDIA Ampere GA102 GPU Architecture" and "NVIDIA Ada GPU Architecture", with accumulation in
 # float32, as in torch. If a data sheet gives a peak only with sparsity, half of it is used. The float32 peak is that of
 # the CUDA cores, since training turns TF32 off (nfnet_ray/training/determinism.py). The float64 peak is that of the
 # tensor cores if the data sheet gives one. V100 and T4 have no bfloat16 arithmetic. A slice of a GPU (MIG) has a
@@ -34,6 +35,8 @@ _PEAK_TERAFLOPS: tuple[tuple[str, Mapping[Precision, float]], ...] = (
     (r"H100 NVL", _H100_NVL),
     (r"H200", _H100_SXM),
     (r"H200 NVL", _H100_NVL),
+    (r"B200", {"float64": 37, "float32": 75, "bfloat16": 4500 / 2}),
+    (r"GB200", {"float64": 40, "float32": 80, "bfloat16": 5000 / 2}),
     (r"L4", {"float32": 30.3, "bfloat16": 242 / 2}),
     (r"L40", {"float32": 90.5, "bfloat16": 181.05}),
     (r"L40S", {"float32": 91.6, "bfloat16": 362.05}),
