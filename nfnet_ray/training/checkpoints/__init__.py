@@ -1,1 +1,1 @@
-"""Checkpoints: what they hold, where they are kept, when they are written."""
+"""Checkpoints: their files, the storage that holds them, and when they are written."""

@@ -1,8 +1,9 @@
-"""Checkpoints of one run: complete and checked, or not there at all.
+"""The checkpoints of one run. Each is complete, with a checksum, or does not exist.
 
-A checkpoint is two files, ``step-00000123-1f0c9a2e.pt`` and a ``.json`` of the same name that is written after
-it and points to it: its length, its BLAKE2b hash, when it was taken, and the metric of its epoch. Without that
-entry a file does not count. Names are never used twice, so a worker that was thought dead can damage nothing.
+A checkpoint has two files: ``step-00000123-1f0c9a2e.pt`` with the state, and an entry, a ``.json`` of the same name
+that is written afterwards. The entry has the length and BLAKE2b hash of the state, the time at which it was taken, and
+the metric of its epoch. A state without an entry is ignored. No name is used twice, so a worker that was believed dead
+but still writes cannot damage a checkpoint of its successor.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ State = Mapping[str, Any]
 _ENTRY = re.compile(r"step-(\d{8})-[0-9a-f]{8}\.json")
 _STATE = re.compile(r"step-\d{8}-[0-9a-f]{8}\.pt")
 _PIECE_BYTES = 1 << 22
-_LOADED_BYTES = 1 << 26  # larger, as each read of an object store is a request
+_LOADED_BYTES = 1 << 26  # larger than a piece, since each read of an object store is a request
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Which checkpoints stay: the ``last`` ones, and the ``best`` ones of those that have a metric."""
+    """The numbers of checkpoints to keep: the ``last`` ones, and the ``best`` ones among those with a metric."""
 
-    last: int = 2  # the newest, and the one before it in case that is damaged
+    last: int = 2  # the newest, and the previous one in case the newest is damaged
     best: int = 1
 
 
@@ -46,9 +47,10 @@ DEFAULT_KEPT = Kept()
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a checkpoint without opening it.
+    """The description of a checkpoint, as its ``.json`` file holds it.
 
-    ``epoch`` counts finished epochs; ``metric`` is of the last one, None within an epoch.
+    ``step`` and ``epoch`` count optimiser steps and finished epochs. ``metric`` is that of the last finished epoch, and
+    None within an epoch. ``written_at`` is the time at which the state was taken, in seconds of the system's clock.
     """
 
     name: str
@@ -61,7 +63,7 @@ class Entry:
 
 
 class CheckpointStore:
-    """Writes, finds and removes the checkpoints of one run in one :mod:`~nfnet_ray.training.checkpoints.storage`."""
+    """Writes, finds and removes the checkpoints of one run in a :class:`Storage`."""
 
     def __init__(self, place: str | os.PathLike[str], kept: Kept = DEFAULT_KEPT) -> None:
         self._storage: Storage = storage_at(place)
@@ -69,7 +71,7 @@ class CheckpointStore:
 
     @property
     def place(self) -> str:
-        """The path or URI."""
+        """The path or URI of the storage, without secrets."""
         return self._storage.place
 
     def save(
@@ -82,17 +84,18 @@ class CheckpointStore:
         metric: float | None,
         wrote: Callable[[], object] = lambda: None,
     ) -> Entry:
-        """Keeps ``state`` (tensors and plain values), then removes what need not stay.
+        """Writes ``state`` as a checkpoint, then removes the checkpoints that need not be kept.
 
         Args:
-            step: optimiser steps done.
-            epoch: epochs finished.
-            time: when the state was taken, in seconds of the system's clock.
-            metric: larger is better; None within an epoch.
-            wrote: called after each piece of it that is written.
+            state: tensors and plain values, in dictionaries and lists.
+            step: the number of optimiser steps done.
+            epoch: the number of finished epochs.
+            time: the time at which the state was taken, in seconds of the system's clock.
+            metric: the metric of the last finished epoch, of which larger is better; None within an epoch.
+            wrote: a function that is called after each piece of the state that is written.
 
         Raises:
-            OSError: it cannot be written. All that was there is as it was.
+            OSError: the checkpoint cannot be written. Earlier checkpoints are not changed.
         """
         name = f"step-{step:08d}-{secrets.token_hex(4)}"
         hashing = _Hashing(wrote)
@@ -101,7 +104,7 @@ class CheckpointStore:
             hashing.file = file
             try:
                 torch.save(dict(state), hashing)  # pyrefly: ignore[bad-argument-type]  # it needs write and flush alone
-            except RuntimeError:  # torch's own words for whatever the disk said
+            except RuntimeError:  # torch raises this in place of the OSError of the disk
                 if hashing.error is not None:
                     raise hashing.error from None
                 raise
@@ -114,7 +117,7 @@ class CheckpointStore:
         return entry
 
     def entries(self) -> list[Entry]:
-        """All checkpoints, newest first."""
+        """The entries of all checkpoints, newest first."""
         entries = []
         for name in self._storage.names():
             if not _ENTRY.fullmatch(name):
@@ -127,14 +130,14 @@ class CheckpointStore:
         return sorted(entries, key=lambda entry: (entry.step, entry.written_at), reverse=True)
 
     def best(self) -> Entry | None:
-        """The one with the largest metric; None where none has one."""
+        """The checkpoint with the largest metric; None if no checkpoint has a metric."""
         rated = [entry for entry in self.entries() if entry.metric is not None]
         return max(rated, key=lambda entry: (entry.metric, entry.step), default=None)
 
     def latest_sound(self, read: Callable[[], object] = lambda: None) -> Entry | None:
-        """The newest whose bytes are those that were written; says so if that is not the newest of all.
+        """The newest checkpoint whose bytes match its hash; None if there is none. Warns of each damaged one.
 
-        ``read`` is called after each piece of it that is read.
+        ``read`` is called after each piece that is read.
         """
         for entry in self.entries():
             reason = self.damage(entry, read)
@@ -146,7 +149,7 @@ class CheckpointStore:
         return None
 
     def damage(self, entry: Entry, read: Callable[[], object] = lambda: None) -> str | None:
-        """Why the bytes are not those that were written; None if they are. ``read`` as of :meth:`latest_sound`."""
+        """Why the bytes do not match the entry; None if they do. ``read`` is called after each piece that is read."""
         try:
             with self._storage.open(f"{entry.name}.pt") as file:
                 found, digest = 0, hashlib.blake2b(digest_size=16)
@@ -161,9 +164,9 @@ class CheckpointStore:
         return None if digest.hexdigest() == entry.blake2b else "its bytes are not those that were written"
 
     def load(self, entry: Entry, read: Callable[[], object] = lambda: None) -> State:
-        """The state, on the CPU. Only tensors and plain values are read: no code in a file is run.
+        """Loads the state to the CPU. Reads only tensors and plain values, and runs no code from the file.
 
-        ``read`` is called after each piece of it that is read.
+        ``read`` is called after each piece that is read.
         """
         with self._storage.open(f"{entry.name}.pt") as file:
             pieces: Any = _InPieces(file, read)
@@ -171,23 +174,23 @@ class CheckpointStore:
         return state
 
     def probe(self, name: str, token: bytes) -> None:
-        """Writes a small file and reads it again. Raises OSError."""
+        """Writes a small file and reads it again. Raises OSError if that fails or if the content differs."""
         self._storage.write(name, lambda file: file.write(token))
         if self.read_probe(name) != token:
             raise OSError(f"{self.place}/{name} does not read as it was written")
 
     def read_probe(self, name: str) -> bytes:
-        """What :meth:`probe` wrote, perhaps on another machine. Raises OSError."""
+        """Reads a file that :meth:`probe` has written, perhaps on another machine. Raises OSError if that fails."""
         with self._storage.open(name) as file:
             return file.read()
 
     def remove_probe(self, name: str) -> None:
-        """Removes it."""
+        """Removes a file of :meth:`probe`. Ignores errors."""
         with contextlib.suppress(OSError):
             self._storage.remove(name)
 
     def remove_leftovers(self) -> None:
-        """Removes what a writer that was killed has left: files that no entry points to."""
+        """Removes the files of writers that were killed: partial files, and states without an entry."""
         with contextlib.suppress(OSError):
             self._storage.remove_partial()
             known = {entry.name for entry in self.entries()}
@@ -202,13 +205,13 @@ class CheckpointStore:
         stay = {entry.name for entry in (*entries[: self._kept.last], *rated[: self._kept.best])}
         for entry in entries:
             if entry.name not in stay:
-                with contextlib.suppress(OSError):  # the new one is safe; an old one too many does no harm
-                    self._storage.remove(f"{entry.name}.json")  # first, so that no entry points to nothing
+                with contextlib.suppress(OSError):  # the new one is written; a superfluous one does no harm
+                    self._storage.remove(f"{entry.name}.json")  # first, so that no entry is without its state
                     self._storage.remove(f"{entry.name}.pt")
 
 
 class _InPieces(io.RawIOBase):
-    """A file that is read piece by piece; ``read`` is called after each."""
+    """A file that is read in pieces. ``read`` is called after each piece."""
 
     def __init__(self, file: IO[bytes], read: Callable[[], object]) -> None:
         self._file, self._was_read = file, read
@@ -235,7 +238,10 @@ class _InPieces(io.RawIOBase):
 
 
 class _Hashing:
-    """Passes on what torch writes, piece by piece, and hashes it."""
+    """A file for :func:`torch.save` that writes the data to ``file`` in pieces, and hashes them.
+
+    ``error`` is the OSError of a failed write. ``wrote`` is called after each piece.
+    """
 
     def __init__(self, wrote: Callable[[], object]) -> None:
         self._wrote = wrote
@@ -260,7 +266,7 @@ class _Hashing:
         return len(view)
 
     def flush(self) -> None:
-        """The storage flushes."""
+        """Does nothing, since the storage flushes the file."""
 
     def digest(self) -> str:
         return self._digest.hexdigest()

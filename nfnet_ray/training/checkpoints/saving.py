@@ -1,8 +1,8 @@
-"""Saving the checkpoints of a run, and finding the one to resume from.
+"""Saves the checkpoints of a run, and finds the one to resume from.
 
-All workers take part, since each has its own generators, sums and statistics. The first worker collects them, copies
-everything to the CPU's memory while training waits (``checkpoint_seconds``), and writes it from a thread while training
-continues.
+All workers take part, since each has its own generators, sums and statistics. The first worker collects these, and
+copies the whole state to the CPU's memory while training waits (``checkpoint_seconds``). A thread then writes the copy
+while training continues.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nfnet_ray.training.context import Context
 
 FAILED_WRITES_IN_A_ROW = 3  # a disk that is full now may have room at the next checkpoint
 PROBE_FILE = "probe"
-# Network file systems show a new file late: NFS keeps what it knows of a folder for seconds.
+# The time to wait for another worker's file. Network file systems show new files late: NFS caches a folder for seconds.
 PROBE_SECONDS = 10.0
 SECONDS_BETWEEN_SIGNS = 1.0
 
@@ -34,10 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves the checkpoints of one run. A context manager: on leaving, it waits for a write in progress.
+    """Saves the checkpoints of one run. A Saver is a context manager, which on exit waits for a write in progress.
 
-    While a write is waited for, and while a checkpoint is read, ``sign_of_life`` is called on every worker in each
-    second in which that got further. Slow storage is no hang; storage that hangs is for a watchdog to find.
+    While the workers wait for a write, or for a checkpoint to be read, ``sign_of_life`` is called on every worker about
+    once a second, as long as the write or read makes progress. So the watchdog tolerates slow storage, and ends a run
+    whose storage hangs.
     """
 
     def __init__(self, context: Context, sign_of_life: Callable[[], object] = lambda: None) -> None:
@@ -59,7 +60,8 @@ class Saver:
     def latest(self) -> State | None:
         """The state to resume from, the same on every worker; None if there is no checkpoint.
 
-        Raises UserError, on every worker, if one of them does not see the files that another one has written.
+        Collective: every worker calls it. Raises UserError, on every worker, if one worker does not see the files that
+        another one has written, and StorageError if the storage fails.
         """
         if self._store is None:
             return None
@@ -75,7 +77,7 @@ class Saver:
         return store.load(entry, self._sign_of_life) if entry else None
 
     def is_due(self) -> bool:
-        """Whether it is time for a checkpoint within an epoch; always False but on the first worker."""
+        """Whether it is time for a checkpoint within an epoch. Always False on workers other than the first."""
         seconds = self._context.seconds_between_checkpoints
         if self._store is None or self._context.rank != 0 or seconds is None:
             return False
@@ -87,7 +89,7 @@ class Saver:
     ) -> None:
         """Saves the first worker's ``state`` and every worker's ``own``. Collective: every worker calls it.
 
-        Raises StorageError, on every worker, if the last three could not be written.
+        Raises StorageError, on every worker, if the last three checkpoints could not be written.
         """
         if self._store is None:
             return
@@ -99,26 +101,29 @@ class Saver:
             return
         copied = self._staged_copy({**state, "workers": workers, "taken_at": taken_at})
         arguments = {"step": step, "epoch": epoch, "time": taken_at, "metric": metric}
-        # Not a daemon: a program that ends waits for its last checkpoint.
+        # Not a daemon thread, so that a program that ends waits for its last checkpoint.
         self._writing = threading.Thread(target=self._write, args=(copied, arguments), name="checkpoint")
         self._writing.start()
 
     def finish(self) -> None:
-        """Waits for the last checkpoint. Raises StorageError, on every worker, if that could not be written."""
+        """Waits for the last checkpoint. Raises StorageError, on every worker, if it could not be written.
+
+        Collective: every worker calls it.
+        """
         if self._store is not None:
             self._end_write(1)
 
     def _end_write(self, most_failures: int) -> None:
-        """Waits for a write in progress. Collective.
+        """Waits for a write in progress. Collective: every worker calls it.
 
-        Raises StorageError, on every worker, if that many checkpoints in a row could not be written.
+        Raises StorageError, on every worker, if the last ``most_failures`` checkpoints could not be written.
         """
 
         def ended(still_at_work: Callable[[], None]) -> None:
             self._wait(still_at_work)
             self._check(most_failures)
 
-        made_by_first(ended, self._context, self._sign_of_life)  # the others write nothing
+        made_by_first(ended, self._context, self._sign_of_life)  # only the first worker writes
 
     def _check(self, most_failures: int) -> None:
         assert self._store is not None
@@ -141,7 +146,7 @@ class Saver:
                 arguments["step"],
                 error,
             )
-        except Exception as error:  # nobody would hear of it in a thread
+        except Exception as error:  # raised again by the training thread; in this thread it would be lost
             self._bug = error
         else:
             self._failures.clear()
@@ -162,7 +167,7 @@ class Saver:
             raise self._bug
 
     def _staged_copy(self, state: State) -> State:
-        """A copy in memory that is reused for the next checkpoint; pinned if the state is on a GPU."""
+        """Copies the state to host memory, which the next checkpoint uses again. It is pinned if the run uses a GPU."""
         is_cuda = self._context.device.type == "cuda"
 
         def copied(path: str, value: Any) -> Any:
@@ -185,7 +190,7 @@ class Saver:
 
 
 def _once_a_second(act: Callable[[], object]) -> Callable[[], None]:
-    """Calls ``act`` when it is called, but not within a second of the last time."""
+    """Returns a function that calls ``act`` at most once a second."""
     called_at = time.monotonic()
 
     def call() -> None:
@@ -198,9 +203,9 @@ def _once_a_second(act: Callable[[], object]) -> Callable[[], None]:
 
 
 def check_same(state: State, recipe: Recipe, data: str, *, force: bool) -> None:
-    """Raises UserError if a checkpoint is not of this Recipe and data, with the fields that differ.
+    """Raises UserError, naming the fields that differ, if a checkpoint is of another Recipe or of other data.
 
-    With ``force`` it warns.
+    With ``force``, logs a warning instead.
     """
     before, now = decisive_values(state["recipe"]), decisive_values(recipe.to_values())
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in now.items()}
@@ -226,9 +231,10 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
 
 
 def _check_storage(store: CheckpointStore, context: Context) -> None:
-    """Every worker writes a file and reads those of all the others, before anything is trained.
+    """Checks that every worker can write to the storage and read the files of all other workers. Collective.
 
-    Raises UserError, on every worker, if one could not.
+    Raises on every worker: StorageError if the storage is full or no longer writable, and UserError if a worker cannot
+    write to it for another reason, or does not see another worker's file.
     """
     tokens = all_of(secrets.token_bytes(8), context)
     name = f"{PROBE_FILE}-{{}}".format
@@ -248,7 +254,8 @@ def _check_storage(store: CheckpointStore, context: Context) -> None:
             if not _is_seen(store, name(rank), token):
                 problem = f"worker {context.rank} does not see in {store.place} what worker {rank} has written there"
                 break
-        problems = [text for text in all_of(problem, context) if text]  # nobody reads any more
+        # After this exchange no worker reads any more, so the files can be removed.
+        problems = [text for text in all_of(problem, context) if text]
     store.remove_probe(name(context.rank))
     if problems:
         raise UserError(f"{problems[0]}: checkpoints need a folder or a URI that all nodes share")

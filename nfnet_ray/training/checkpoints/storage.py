@@ -1,8 +1,8 @@
-"""Where checkpoints lie: a folder on a disk or a shared file system, or a place in an object store.
+"""The storage of checkpoints: a folder on a disk or a shared file system, or a prefix in an object store.
 
-A place is a path, or a URI that pyarrow knows: ``s3://bucket/runs``, ``gs://bucket/runs``, ``hdfs://…``,
-``file:///runs``. A file under its final name is complete: on a file system it is written under another name, synced
-and renamed; an object store shows an object only when its last byte has arrived.
+A place is a path, or a URI that pyarrow supports: ``s3://bucket/runs``, ``gs://bucket/runs``, ``hdfs://…``,
+``file:///runs``. A file under its final name is complete. On a file system it is written under another name, synced,
+and renamed. An object store shows an object only when its last byte has arrived.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from nfnet_ray.whole_file import PARTIAL, whole_file
 
 BUFFERED_BYTES = 1 << 22
 SYNCED_BYTES = 1 << 26
-"""Between two waits for the disk or the network: seconds of a slow one, and too many for the waits themselves to count;
-six parts of an upload to S3, which are on their way at the same time."""
+"""The number of bytes that are written between two syncs. A slow disk or network takes seconds for them. They are
+enough for the cost of a sync not to matter, and make six parts of an upload to S3, which are sent in parallel."""
 
 Write = Callable[[IO[bytes]], object]
 """Writes a file's content, front to back."""
 
 
 class Storage(Protocol):
-    """A flat folder of files. OSError is whatever the disk or the network says."""
+    """A flat folder of files. Errors of the disk or the network are raised as OSError."""
 
     place: str
-    """Its path or URI, for messages."""
+    """The path or URI of the folder without secrets, for messages."""
 
     def write(self, name: str, content: Write) -> None:
-        """Makes or replaces a file; it is complete, or it is not there."""
+        """Creates or replaces a file. If the write fails, the new file does not exist."""
 
     def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """A file for reading and seeking. Raises FileNotFoundError."""
+        """Opens a file for reading and seeking. Raises FileNotFoundError if it does not exist."""
 
     def names(self) -> list[str]:
-        """The names of all complete files, in no order."""
+        """The names of all complete files, in no particular order."""
 
     def remove(self, name: str) -> None:
-        """Removes a file, if it is there."""
+        """Removes a file, if it exists."""
 
     def remove_partial(self) -> None:
-        """Removes what broken-off writes have left."""
+        """Removes the partial files of interrupted writes."""
 
 
 def storage_at(place: str | os.PathLike[str]) -> Storage:
-    """The storage at a path or a URI. Raises UserError for a URI that pyarrow does not know."""
+    """The storage at a path or a URI. Raises UserError for a URI that pyarrow cannot open."""
     text = os.fspath(place)
     if "://" not in text:
         return _Folder(Path(text))
     if "#" in text or (text.startswith("file:") and "?" in text):
-        # pyarrow would leave out what follows, and checkpoints would lie in another place.
+        # pyarrow would ignore the rest of the URI, and write the checkpoints to another place.
         raise UserError(
             f"{without_secrets(text)}: in a URI write # as %23, and in one of a file ? as %3F; or give a path"
         )
-    from pyarrow import fs  # here, so that a machine with torch alone can train
+    from pyarrow import fs  # imported here, so that training into a folder needs only torch
 
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
-    except Exception as error:  # pyarrow.ArrowInvalid, and OSError where a service does not answer
+    except Exception as error:  # pyarrow.ArrowInvalid, or OSError if a service does not answer
         line = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"{without_secrets(text)}: not a place for checkpoints ({line}); give a path, or a URI such as s3://bucket/runs"
@@ -74,12 +74,12 @@ def storage_at(place: str | os.PathLike[str]) -> Storage:
 
 
 def without_secrets(uri: str) -> str:
-    """A URI as it may stand in a log: without the keys before its host, and the options after its path."""
+    """A URI that may be logged: without the keys before its host and the options after its path."""
     return re.sub(r"//[^/@]*@", "//", uri.partition("?")[0])
 
 
 class _Folder:
-    """A folder of this machine, or of a file system that all machines share."""
+    """A folder on this machine, or on a shared file system."""
 
     def __init__(self, path: Path) -> None:
         self.place, self._path = str(path), path
@@ -112,10 +112,10 @@ class _Folder:
 
 
 class _SyncedInParts(io.RawIOBase):
-    """A file that goes to the disk, or over the network, while it is written, so that it is known how far it is.
+    """A file that is synced after every SYNCED_BYTES, so that its writer can tell whether the storage makes progress.
 
-    The system, or pyarrow for S3 and Azure, would keep gigabytes back otherwise, and the last sync, or the end of the
-    upload, would take as long as all of them. Its own end closes nothing.
+    Otherwise the system, or pyarrow for S3 and Azure, would buffer gigabytes. The last sync, or the end of the upload,
+    would then take as long as all of them, without a sign of progress. Closing this file does not close the one below.
     """
 
     def __init__(self, write: Callable[[Any], object], sync: Callable[[], object]) -> None:
@@ -134,7 +134,7 @@ class _SyncedInParts(io.RawIOBase):
 
 
 class _ArrowFolder:
-    """A folder of one of pyarrow's file systems."""
+    """A folder in one of pyarrow's file systems."""
 
     def __init__(self, place: str, filesystem: Any, path: str) -> None:
         self._filesystem, self._path = filesystem, path.rstrip("/")
@@ -144,7 +144,7 @@ class _ArrowFolder:
         self._filesystem.create_dir(self._path, recursive=True)
         buffered = None
         with self._filesystem.open_output_stream(f"{self._path}/{name}") as stream:
-            # torch writes many small pieces.
+            # torch writes many small pieces, so they are buffered.
             buffered = io.BufferedWriter(
                 _SyncedInParts(stream.write, stream.flush), buffer_size=BUFFERED_BYTES
             )
@@ -168,4 +168,4 @@ class _ArrowFolder:
             self._filesystem.delete_file(f"{self._path}/{name}")
 
     def remove_partial(self) -> None:
-        """There is nothing: an upload that broke off has no name."""
+        """Does nothing: an interrupted upload leaves no object."""
