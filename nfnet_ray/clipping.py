@@ -1,8 +1,8 @@
-"""How large gradients are in relation to their parameters, and how many of their units AGC clips, layer by layer.
+"""Records, layer by layer, how large gradients are relative to their parameters, and how many units AGC clips.
 
-The ratio of a unit is what AGC compares with its clip factor: ‖g‖ / max(‖w‖, eps). Ratios are counted in bins whose
+The ratio of a unit is ‖g‖ / max(‖w‖, eps), which AGC compares with the clip factor. Ratios are counted in bins whose
 edges, :data:`EDGES`, are a quarter of an octave apart. The clip factors of the paper's grid (0.01, 0.02, 0.04, …) are
-among the edges, so the share of units that each of them would clip is counted, not interpolated.
+among the edges, so the share of units that each of them would clip is counted and not interpolated.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# A bin is then 19% wide, so that a quantile is known to within 10%.
+# With four bins per octave a bin is 19% wide, so that a quantile is known to within 10%.
 BINS_PER_OCTAVE = 4
 LOWEST_OCTAVE, HIGHEST_OCTAVE = -12, 14
-"""The bins reach from 0.01 * 2**-12 = 2.4e-6 to 0.01 * 2**14 = 164. In the first epoch of nfnet_pico on digits the
-ratios of the stem lie between 1e-3 and 0.3; those of a branch are below the reach while its skip gain is almost 0, and
-those of a bias that is 0 exceed it now and then, as it is divided by eps."""
+"""The bins cover ratios from 0.01 * 2**-12 = 2.4e-6 to 0.01 * 2**14 = 164. In the first epoch of nfnet_pico on digits
+the ratios of the stem are between 1e-3 and 0.3. Those of a residual branch are smaller than the bins' range while its
+skip gain is almost 0. Those of a bias of 0 sometimes exceed the range, since its gradient is divided by eps."""
 REFERENCE_RATIO = 0.01
 """The clip factor that the paper recommends for a batch of 4096."""
 
@@ -29,16 +29,17 @@ EDGES: NDArray[np.float64] = REFERENCE_RATIO * np.exp2(
     np.arange(LOWEST_OCTAVE * BINS_PER_OCTAVE, HIGHEST_OCTAVE * BINS_PER_OCTAVE + 1) / BINS_PER_OCTAVE
 )
 BINS = len(EDGES) + 1
-"""Bin b holds the ratios above EDGES[b - 1], up to and including EDGES[b]; the last one also what is not a number."""
+"""Bin b counts the ratios above EDGES[b - 1], up to and including EDGES[b]. The last bin also counts NaN."""
 OCTAVES: NDArray[np.float64] = EDGES[::BINS_PER_OCTAVE]
-"""0.01 times each power of two within the bins' reach."""
+"""0.01 times each power of two within the range of the bins."""
 
 GAINS_AND_BIASES = "gains and biases"
-"""Each vector or scalar is one unit. They start at 0 and so have large ratios for a while, unlike weights."""
+"""The part to which all gains and biases belong. Each vector or scalar is one unit. Unlike weights, they start at 0, so
+their ratios are large at first."""
 
 QUANTILES = (0.05, 0.5, 0.95, 1.0)
 
-# In the text a quantile is one byte, the number of a quarter of an octave; a share has two.
+# In the text, a quantile is one byte, the index of a quarter of an octave, and a share is two bytes.
 _NONE, _BEYOND = 0, 255
 _ALL = 65535
 
@@ -48,12 +49,12 @@ class LayerClipping:
     """One layer's weight, or the gains and biases of a part of the network.
 
     Attributes:
-        name: of the layer; empty for the gains and biases.
-        part: the part of the network that it belongs to, such as ``stem`` or ``stage 1``.
-        units: how many units it has.
-        clipped: the share of them that AGC clipped, as a mean over the steps.
-        quantiles: the ratios' quantiles at :data:`QUANTILES`, over units and steps, to within 10%. 0: below
-            the bins' reach; infinity: above it, or not a number.
+        name: the name of the layer; empty for gains and biases.
+        part: the part of the network to which the layer belongs, such as ``stem`` or ``stage 1``.
+        units: the number of units.
+        clipped: the share of the units that AGC clipped, as a mean over the steps.
+        quantiles: the ratios' quantiles at :data:`QUANTILES`, over units and steps, to within 10%. 0 means that the
+            quantile is below the range of the bins, and infinity that it is above the range or NaN.
     """
 
     name: str
@@ -64,22 +65,22 @@ class LayerClipping:
 
     @property
     def counted_in(self) -> str:
-        """The part whose shares it is counted in: gains and biases are a part of their own."""
+        """The part in whose shares this layer is counted. All gains and biases are a separate part."""
         return self.part if self.name else GAINS_AND_BIASES
 
 
 @dataclass(frozen=True)
 class Clipping:
-    """The ratios of the steps since the record before.
+    """The ratios of the steps since the previous record.
 
     Attributes:
-        steps: how many steps were counted.
-        layers: in the order of the network.
-        shares_above: {part: share of its weights' units and steps whose ratio was above each of :data:`OCTAVES`};
-            gains and biases, of the whole network, are the part of this name.
-        first_step_above: for each of :data:`OCTAVES` the first counted step of the run, from 1, at which any unit's
-            ratio was above it; 0 if there was none yet. Up to the step before, a run with this clip factor, or a larger
-            one, has the weights of one without clipping.
+        steps: the number of counted steps.
+        layers: the layers, in the order of the network.
+        shares_above: {part: for each of :data:`OCTAVES`, the share of the part's units and steps with a larger ratio}.
+            The gains and biases of the whole network are the part :data:`GAINS_AND_BIASES`.
+        first_step_above: for each of :data:`OCTAVES`, the first counted step of the run, from 1, at which the ratio of
+            any unit was larger; 0 if there was none yet. Before this step, a run with this clip factor or a larger one
+            has the same weights as a run without clipping.
     """
 
     steps: int
@@ -88,16 +89,16 @@ class Clipping:
     first_step_above: tuple[int, ...]
 
     def clipped(self, part: str) -> float:
-        """The share of a part's units that was clipped; of its weights, or of all gains and biases."""
+        """The share of a part's units that were clipped. ``part`` may be :data:`GAINS_AND_BIASES`."""
         layers = [layer for layer in self.layers if layer.counted_in == part]
         return sum(layer.clipped * layer.units for layer in layers) / max(1, self.units(part))
 
     def units(self, part: str) -> int:
-        """How many units a part has, counted as in :meth:`clipped`."""
+        """The number of units of a part, counted as in :meth:`clipped`."""
         return sum(layer.units for layer in self.layers if layer.counted_in == part)
 
     def quantile(self, part: str, share: float) -> float:
-        """The ratio below which this share of a part's units and steps lie, interpolated between :data:`OCTAVES`."""
+        """The ratio below which ``share`` of a part's units and steps are, interpolated between :data:`OCTAVES`."""
         below = 1 - self.shares_above[part]
         return float(np.exp(np.interp(share, below, np.log(OCTAVES))))
 
@@ -111,7 +112,7 @@ class Clipping:
         return found
 
     def to_text(self) -> str:
-        """The record in one line of base64: some 1,000 characters for nfnet_pico, 1,500 for NFNet-F0."""
+        """The record as one line of base64: about 1,000 characters for nfnet_pico, 1,500 for NFNet-F0."""
         header = {
             "octaves": [LOWEST_OCTAVE, HIGHEST_OCTAVE],
             "steps": self.steps,
@@ -122,7 +123,7 @@ class Clipping:
         shares = _share_codes(np.array([layer.clipped for layer in self.layers]))
         above = _share_codes(np.array(list(self.shares_above.values())))
         quantiles = _ratio_codes(np.array([layer.quantiles for layer in self.layers]))
-        # Numbers of one kind next to each other compress better.
+        # Numbers of one kind are stored next to each other, which compresses better.
         content = b"".join(
             [
                 json.dumps(header, separators=(",", ":")).encode() + b"\n",
@@ -135,7 +136,7 @@ class Clipping:
 
     @staticmethod
     def from_text(text: str) -> Clipping:
-        """The record that :meth:`to_text` wrote, rounded. Raises ValueError for anything else."""
+        """The record that :meth:`to_text` has written, up to rounding. Raises ValueError for any other text."""
         try:
             header_line, content = zlib.decompress(base64.b64decode(text, validate=True)).split(b"\n", 1)
             header = json.loads(header_line)
@@ -168,13 +169,13 @@ def clipping_from_counts(
     steps: int,
     first_step_above: Sequence[int],
 ) -> Clipping:
-    """The record of what was counted.
+    """Makes a record from counts.
 
     Args:
         layers: (name, part, units) of each layer, as in :class:`LayerClipping`.
         counts: (layers, :data:`BINS`), units and steps in each bin.
         clipped: (layers,), units and steps that were clipped.
-        steps: how many steps were counted.
+        steps: the number of counted steps.
         first_step_above: for each of :data:`OCTAVES`, as in :class:`Clipping`.
     """
     of_layers = tuple(
@@ -184,7 +185,7 @@ def clipping_from_counts(
     of_parts: dict[str, NDArray[np.int64]] = {}
     for layer, row in zip(of_layers, counts, strict=True):
         of_parts[layer.counted_in] = of_parts.get(layer.counted_in, np.zeros(BINS, np.int64)) + row
-    if GAINS_AND_BIASES in of_parts:  # last, wherever the first of them lies in the network
+    if GAINS_AND_BIASES in of_parts:  # this part comes last, wherever its first layer is in the network
         of_parts[GAINS_AND_BIASES] = of_parts.pop(GAINS_AND_BIASES)
     return Clipping(
         steps=steps,
@@ -195,13 +196,13 @@ def clipping_from_counts(
 
 
 def _shares_above(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    above = counts[::-1].cumsum()[::-1][1:]  # for each edge, what lies in the bins behind it
+    above = counts[::-1].cumsum()[::-1][1:]  # for each edge, the counts of all bins above it
     shares: NDArray[np.float64] = above[::BINS_PER_OCTAVE] / max(1, int(counts.sum()))
     return shares
 
 
 def _quantiles(counts: NDArray[np.int64]) -> tuple[float, ...]:
-    """Interpolated within a bin on the logarithm of the ratio."""
+    """The ratios at :data:`QUANTILES`, interpolated within a bin on the logarithm of the ratio."""
     total, up_to = int(counts.sum()), counts.cumsum()
     found = []
     for share in QUANTILES:
@@ -217,7 +218,7 @@ def _quantiles(counts: NDArray[np.int64]) -> tuple[float, ...]:
 
 
 def _share_codes(shares: NDArray[np.float64]) -> NDArray[np.uint16]:
-    """0 and 1 keep codes of their own: that nothing was clipped is not the same as almost nothing."""
+    """Encodes shares as 16-bit numbers. Only 0 and 1 get their codes, so "nothing" and "almost nothing" stay apart."""
     codes = np.clip(np.rint(shares * _ALL), 1, _ALL - 1)
     return np.where(shares == 0, 0, np.where(shares == 1, _ALL, codes)).astype("<u2")
 

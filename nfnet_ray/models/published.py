@@ -1,7 +1,7 @@
-"""What was published for each model: the values that a Recipe leaves open, and whole Recipes.
+"""The published values of each model: those that a Recipe leaves open, and whole Recipes.
 
-Each family's Recipe is a function whose docstring says where it comes from, what accuracy was published for
-it, and what of it a Recipe cannot say. Accuracies are top-1 on ImageNet's 50,000 validation images, one crop.
+The Recipe of each family is a function. Its docstring names the source, the published accuracy, and the details that a
+Recipe cannot express. Accuracies are top-1 on ImageNet's 50,000 validation images, with one crop.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _RANDAUGMENT_MAGNITUDES = {
 
 
 def _randaugment_magnitude(name: str, train_size: int) -> float:
-    """The published one, or else the F-series' at that size: what is too strong for a size blanks images (A.3)."""
+    """The published magnitude, or that of the F-series at this image size. If it is too strong for the size, images
+    become blank (paper A.3)."""
     published = _RANDAUGMENT_MAGNITUDES.get(name.removesuffix("_plus"))
     if published is not None:
         return float(published)
@@ -50,13 +51,13 @@ def _randaugment_magnitude(name: str, train_size: int) -> float:
 
 
 def with_published_values(recipe: Recipe) -> Recipe:
-    """The Recipe with its model's sizes, dropout, stochastic depth and RandAugment magnitude where it says None.
+    """Replaces None in a Recipe by the model's published sizes, dropout, stochastic depth and RandAugment magnitude.
 
-    Where no magnitude was published, it is that of the F-series at the model's training size. Of a network of one's own
-    nothing was published: it has no dropout and no stochastic depth, and is evaluated at its training size.
+    If no magnitude was published, it is that of the F-series at the model's training size. For a user's own network
+    nothing was published. It gets no dropout and no stochastic depth, and is evaluated at its training size.
 
-    Raises UserError for a model that does not exist or overrides that it does not take, and for a network of one's own
-    without `data.image_size`.
+    Raises UserError for a model that does not exist, for overrides that the model does not take, and for a user's own
+    network without `data.image_size`.
     """
     name = recipe.model.name
     if recipe.model.is_own:
@@ -74,7 +75,7 @@ def with_published_values(recipe: Recipe) -> Recipe:
 
 
 def _with_plain_values(recipe: Recipe) -> Recipe:
-    """The Recipe of a network of one's own with what it leaves open."""
+    """Replaces None in the Recipe of a user's own network by plain values."""
     model, size = recipe.model, recipe.data.image_size
     refuse_overrides(model.name, model.overrides.chosen())
     if size is None:
@@ -96,7 +97,7 @@ def _with_plain_values(recipe: Recipe) -> Recipe:
 
 
 def resolve(recipe: Recipe) -> ResolvedRecipe:
-    """The Recipe :func:`with_published_values`, of the type that says so. Raises UserError as that does."""
+    """The result of :func:`with_published_values`, typed as a ResolvedRecipe. Raises the same errors."""
     return narrowed(with_published_values(recipe), ResolvedRecipe)
 
 
@@ -107,7 +108,7 @@ def published_recipe(name: str) -> Recipe:
     >>> recipe.batch_size, recipe.data.image_size, recipe.data.randaugment.magnitude
     (4096, 224, 10.0)
 
-    Raises UserError for a model that does not exist, and for one that has no Recipe, as networks of one's own.
+    Raises UserError for a model that does not exist, and for one without a Recipe, such as a user's own network.
     """
     if isinstance(name, str) and is_import_path(name):
         raise UserError(
@@ -123,7 +124,7 @@ def published_recipe(name: str) -> Recipe:
     return with_published_values(family(name))
 
 
-# What does not change what is learned, or is a study's own.
+# Fields that do not change what is learned, or that each study chooses for itself.
 _NOT_COMPARED = {
     "data.path",
     "data.resident",
@@ -417,7 +418,7 @@ def _test_resnet(name: str) -> Recipe:
 
 
 def _small_baseline_values(epochs: int, decay_epochs: float, warmup_epochs: float) -> dict[str, Any]:
-    """What a small baseline has of the small NFNets, with a published schedule shrunk to their number of epochs."""
+    """The small NFNets' values for a small baseline, with a published schedule scaled to their number of epochs."""
     small = _small_nfnet("nfnet_pico")
     share = small.schedule.epochs / epochs
     names = (

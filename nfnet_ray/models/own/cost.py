@@ -1,4 +1,4 @@
-"""What a network of one's own costs: it is built and tried once, on a network without memory if possible."""
+"""The cost of a user's own network, which is built and tried once to measure it, without memory if possible."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from nfnet_ray.models.own.source import pinned_network
 from nfnet_ray.recipe import split_weights
 
 _FLOPS_PER_MULTIPLY_ADD = 2
-_IMAGES = 2  # one would hide a network that drops the dimension of the batch
+_IMAGES = 2  # with one image, a network that drops the batch dimension would not be noticed
 
 
 @dataclass(frozen=True)
 class OwnCost:
-    """Learnable scalars, multiply-adds of one image's forward pass, and what else a plan has to know."""
+    """The number of learnable scalars, the multiply-adds of the forward pass of one image, and whether the network has
+    batch normalisation."""
 
     parameters: int
     multiply_adds: int
@@ -30,13 +31,14 @@ class OwnCost:
 
 
 def cost_of(name: str, image_size: int | None, num_classes: int) -> OwnCost:
-    """The cost of a network at square images of ``image_size`` pixels per side; None: it is built and not tried.
+    """The cost of a network for square images of ``image_size`` pixels per side.
 
-    Convolutions and products of matrices are counted, those of attention too (``torch.utils.flop_counter``). torch's
-    generators are as they were.
+    With an ``image_size`` of None the network is built but not run, and ``multiply_adds`` is 0. Convolutions and matrix
+    products are counted, including those of attention (``torch.utils.flop_counter``). The state of torch's generators
+    does not change.
 
-    Raises UserError, in one line, where the network cannot be built or fails on such images, and where it returns
-    something else than logits (N, num_classes).
+    Raises UserError, in one line, if the network cannot be built, fails on such images, or does not return logits
+    (N, num_classes).
     """
     return _cost_of(pinned_network(name), image_size, num_classes)
 
@@ -47,7 +49,7 @@ def _cost_of(name: str, image_size: int | None, num_classes: int) -> OwnCost:
         try:
             with torch.device("meta"):
                 return _tried(name, image_size, num_classes, "meta")
-        except UserError:  # it may be a network that makes tensors on a device of its own
+        except UserError:  # the network may create tensors on a certain device, so try it with memory
             return _tried(name, image_size, num_classes, "cpu")
 
 

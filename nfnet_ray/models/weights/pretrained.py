@@ -1,8 +1,8 @@
 """Transfer learning: a network starts from trained weights, with its own classifier; the body is trained or frozen.
 
-What a file holds is seen from its content: the published pickles (`F0_haiku.npz`), state dicts of timm's
-`dm_nfnet_*` and baselines (`.pth`, `.safetensors`), and our own state dicts and checkpoints (`.pt`). No code in a
-file is run.
+The kind of a file is recognised by its content: the published pickles (`F0_haiku.npz`), state dicts of timm's
+`dm_nfnet_*` and baselines (`.pth`, `.safetensors`), and nfnet_ray's own state dicts and checkpoints (`.pt`). No code in
+a file is run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nfnet_ray.wording import count
 
 logger = logging.getLogger(__name__)
 
-SHOWN_PROBLEMS = 3  # of another network's weights every tensor is one
+SHOWN_PROBLEMS = 3  # with the weights of another network, every tensor is a problem
 
 _ZIP = b"PK\x03\x04"  # torch.save since 1.6
 # How torch.save began before that: its magic number, pickled (torch/serialization.py, MAGIC_NUMBER).
@@ -45,7 +45,14 @@ _SKIP_GAINS: Mapping[Layout, str] = {"official": "/skip_gain", "timm": ".skipini
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was taken from a file of weights."""
+    """The weights that were loaded from a file.
+
+    Attributes:
+        path: the file.
+        origin: the kind of the file, in words.
+        tensors: the number of tensors that were loaded.
+        classifier: whether the classifier was loaded too, or is a new one.
+    """
 
     path: str
     origin: str
@@ -53,7 +60,7 @@ class Loaded:
     classifier: Literal["new", "loaded"]
 
     def sentence(self) -> str:
-        """One line for people."""
+        """A description in one line."""
         kind = "a new one, drawn at random" if self.classifier == "new" else "that of the file"
         return f"{count(self.tensors, 'tensor')} from {self.path} ({self.origin}); classifier: {kind}"
 
@@ -61,15 +68,16 @@ class Loaded:
 def load_pretrained(
     model: nn.Module, path: str | os.PathLike[str], classifier: Literal["new", "loaded"] = "new"
 ) -> Loaded:
-    """Copies the weights of a file into a network, without the classifier's unless `classifier` is `loaded`.
+    """Copies the weights of a file into a network. The classifier is copied only if `classifier` is `loaded`.
 
-    A new classifier stays as `create_model` made it: weights from N(0, 0.01), bias 0 (official nfnet.py). Which one
-    is not guessed from the number of classes: ten classes are not always the same ten. Of a checkpoint of ours
-    it is the moving average that is taken, if it has one: that is what its accuracy was measured on.
+    A new classifier keeps the initial values of `create_model`: weights from N(0, 0.01), bias 0 (official nfnet.py).
+    The choice is not guessed from the number of classes, since ten classes are not always the same ten. From a
+    checkpoint of nfnet_ray the moving average is loaded, if there is one, because the accuracy was measured with it.
 
-    The network may be on any device, of any floating-point type. Raises `UserError`, in one line, for a file that
-    cannot be read, and for weights that do not fit, with the network that they belong to if it is a known one;
-    the network is then as it was.
+    The network may be on any device, in any floating-point type.
+
+    Raises `UserError`, in one line, for a file that cannot be read and for weights that do not fit. The message names
+    the network to which the weights belong, if it is known. The network is not changed then.
     """
     file = _read(path)
     entries = _fitting(model, file, classifier)
@@ -88,17 +96,17 @@ def start_from(model: nn.Module, recipe: ModelRecipe) -> Loaded | None:
 
 
 def freeze(model: nn.Module, recipe: ModelRecipe) -> None:
-    """With `model.trained` = classifier, turns off gradients for everything but the classifier."""
+    """If `model.trained` is classifier, turns off gradients for all parameters except the classifier's."""
     if recipe.trained == "classifier":
         model.requires_grad_(False)
         classifier_of(model).requires_grad_(True)
 
 
 def set_training_mode(model: nn.Module) -> None:
-    """`model.train()`, except that frozen parts of the network stay in evaluation mode.
+    """Sets training mode, except that frozen parts of the network stay in evaluation mode.
 
-    So features of a frozen body are those of evaluation: without stochastic depth, and with batch normalisation's
-    statistics as they were loaded. Dropout in front of the classifier is the classifier's, and on.
+    So a frozen body computes the same features as in evaluation: without stochastic depth, and with the loaded
+    statistics of batch normalisation. Dropout in front of the classifier is active.
     """
     model.train()
     for child in model.children():
@@ -108,7 +116,7 @@ def set_training_mode(model: nn.Module) -> None:
 
 
 def check_pretrained(recipe: ModelRecipe, num_classes: int) -> Loaded:
-    """What :func:`start_from` would load, tried on a network without memory. Raises `UserError` as it does."""
+    """Checks what :func:`start_from` would load, on a network without memory. Raises its `UserError`."""
     if recipe.weights is None:
         raise ValueError("a ModelRecipe without weights loads none")
     file = _read(split_weights(pinned(recipe.weights))[0])
@@ -119,18 +127,18 @@ def check_pretrained(recipe: ModelRecipe, num_classes: int) -> Loaded:
 
 
 def recognise_model(path: str | os.PathLike[str]) -> ModelRecipe | None:
-    """The network to which a file's weights belong, by names and shapes; None if it is unknown.
+    """The network to which a file's weights belong, recognised by names and shapes; None if it is unknown.
 
-    It has its own shape, or `overrides.skip_gain` is False, as in the studies of a small network. Neither the
-    classifier nor its classes matter. Raises `UserError` for a file that cannot be read.
+    Networks of the catalogue are recognised, with `overrides.skip_gain` False if the file has no skip gains, as in the
+    studies of a small network. The classifier is ignored. Raises `UserError` for a file that cannot be read.
     """
     return _recognise(_read(path))
 
 
 def classifier_of(model: nn.Module) -> nn.Module:
-    """The last layer, of an NFNet, of one of timm's networks, or of one's own that has it as timm's or ours do.
+    """The last layer of a network: what its method `get_classifier` returns, or its module `classifier`.
 
-    Raises UserError for a network that has neither a method `get_classifier` nor a module `classifier`.
+    Raises UserError for a network that has neither.
     """
     find = getattr(model, "get_classifier", None)
     classifier = find() if callable(find) else getattr(model, "classifier", None)
@@ -151,7 +159,7 @@ class _File:
 
 
 def _fitting(model: nn.Module, file: _File, classifier: Literal["new", "loaded"]) -> list[Entry]:
-    """The entries of the file that the network takes. Raises UserError if they do not fit."""
+    """The entries of the file to copy into the network. Raises UserError if they do not fit."""
     entries, others = _entries(model, file.layout)
     given = file.arrays
     if classifier == "loaded":
@@ -192,14 +200,14 @@ def _entries(model: nn.Module, layout: Layout) -> tuple[list[Entry], list[Entry]
 
 
 def _own_entries(model: nn.Module) -> Iterator[Entry]:
-    """Parameters and statistics under the names of the model's own state dict; counters are not wanted."""
+    """The parameters and statistics under the names of the model's own state dict, without counters."""
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
             yield Entry(name, tensor, tuple(tensor.shape), tuple(range(tensor.ndim)))
 
 
 def _described(network: ModelRecipe, model: nn.Module) -> str:
-    """Its name, and whether it has skip gains where `model` has them and it has none, or the other way round."""
+    """The name of `network`, with its `skip_gain` setting if that differs from the one of `model`."""
     has_gains = network.overrides.skip_gain is not False
     if not isinstance(model, NFNet) or network.name in BASELINES or has_gains == model.variant.skip_gain:
         return network.name
@@ -219,7 +227,7 @@ def _recognise(file: _File) -> ModelRecipe | None:
 
 
 def _candidates(file: _File) -> list[ModelRecipe]:
-    """Networks with as many blocks as the file has: few, so that only few are built."""
+    """The networks with as many blocks as the file has. There are few of them, so only few have to be built."""
     gains = sum(name.endswith(_SKIP_GAINS[file.layout]) for name in file.arrays)
     blocks = gains or len({name.split(".")[1] for name in file.arrays if name.startswith("blocks.")})
     overrides = Overrides() if gains else Overrides(skip_gain=False)
@@ -258,7 +266,7 @@ def _read_safetensors(path: str | os.PathLike[str], where: str) -> Mapping[str, 
         ) from missing
     try:
         return load_file(path)
-    except Exception as error:  # its own kind, and whatever the tensors' types raise
+    except Exception as error:  # an error of safetensors, or one that the types of the tensors raise
         raise UserError(
             f"model.weights: {where} is damaged: {readable(str(error))}; download it again"
         ) from error
