@@ -1,1 +1,1 @@
-"""Pages for people: a study's report, and the MLflow UI opened on its comparison."""
+"""Pages for people: a study's report, and the MLflow UI opened on the comparison of a study's trials."""

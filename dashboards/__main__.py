@@ -5,7 +5,7 @@ from __future__ import annotations
 from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
-    begin()  # first: what follows takes seconds to import
+    begin()  # first, as the following imports take seconds
 
 import importlib
 import sys
@@ -19,7 +19,7 @@ COMMANDS = {
     "compare": "open MLflow's UI on the trials of a study",
     "signal_propagation": "measure the activations of a network with random weights, and draw them",
 }
-"""{name of a module that has a ``main``: what it does}."""
+"""{name of a module that has a ``main``: description}."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, meaning in COMMANDS.items():
         commands.add_parser(name, help=meaning)
     if not given or given[0] not in COMMANDS:
-        parser.parse_args(given)  # prints a help text, or says what is wrong
+        parser.parse_args(given)  # prints a help text or an error
     code: int = importlib.import_module(f"dashboards.{given[0]}").main(given[1:])
     return code
 

@@ -1,4 +1,4 @@
-"""The charts of a study by name: those of its report, for notebooks and files."""
+"""Lists the charts of a study's report by name, for notebooks and files."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ CHARTS = {
     "agc_clipping": "clipping",
     "signal_propagation": "signal",
 }
-"""{name of a figure: what the ids of its charts in the report begin with}, in the order of the report."""
+"""{name of a figure: beginning of the ids of its charts in the report}, in the order of the report."""
 
 
 def charts_by_name(record: StudyRecord) -> dict[str, tuple[Chart, ...]]:
-    """The figures that this study has, each with its panels, in the order of the report."""
+    """Returns the figures that this study has, each with its panels, in the order of the report."""
     charts = _charts(record)
     found = {
         name: tuple(chart for chart in charts if chart.id.rstrip("-0123456789") == start)
@@ -50,7 +50,7 @@ def charts_by_name(record: StudyRecord) -> dict[str, tuple[Chart, ...]]:
 
 
 def chosen_charts(charts: Mapping[str, tuple[Chart, ...]], name: str, study: str) -> tuple[Chart, ...]:
-    """The panels of a figure. Raises UserError if the study has none of that name."""
+    """Returns the panels of a figure. Raises UserError if the study has no figure of that name."""
     a_text("name", name, "the name of a figure")
     if name in charts:
         return charts[name]
@@ -60,7 +60,7 @@ def chosen_charts(charts: Mapping[str, tuple[Chart, ...]], name: str, study: str
 
 
 def with_chosen_axes(charts: Sequence[Chart], x: str, y: str, *, log_x: bool, log_y: bool) -> list[Chart]:
-    """The charts with other axes, which those of accuracy against time alone have."""
+    """Returns the charts with other axes, which only charts of accuracy against time support."""
     if (x, y, log_x, log_y) == ("time", METRIC, False, False):
         return list(charts)
     if not all(chart.id.startswith(CHARTS[TIME_CHART]) for chart in charts):
@@ -75,7 +75,7 @@ def with_chosen_axes(charts: Sequence[Chart], x: str, y: str, *, log_x: bool, lo
 
 
 def chart_colors(record: StudyRecord, theme: Theme = "light") -> dict[str, str]:
-    """{name: colour} of a study's charts."""
+    """Returns {name: colour} of a study's charts."""
     signal = signal_charts(record)
     return all_colors(theme, looks_of(levels(record)), epoch_shades(len(signal.epochs) if signal else 0))
 
@@ -92,7 +92,7 @@ def _charts(record: StudyRecord) -> list[Chart]:
         charts.append(Chart("heat-map", heat_map_figure(record, cells), label))
     charts += [one.chart for one in effects.charts] if effects else []
     charts += [curves.budgets] if curves.budgets else []
-    # A stratum of which no trial has begun has an empty panel in the report.
+    # In the report, a stratum in which no trial has begun has an empty panel.
     charts += [chart for chart in curves.charts if chart.figure["data"]]
     charts += clipping_section(clipping).charts if clipping else []
     charts += signal_section(signal).charts if signal else []

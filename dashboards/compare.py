@@ -1,10 +1,9 @@
-"""Open the MLflow UI on a study's comparison: accuracy against training time, all trials, no click.
+"""Opens the MLflow UI on a study's comparison: accuracy against training time of all trials, without a click.
 
     python -m dashboards.compare STUDY [--port 5000] [--no-browser]
 
-STUDY is a study's directory, or its name under runs. Where the study was recorded in an SQLite database,
-an MLflow server is started on it, and stopped again with Ctrl-C; where it was recorded on a server, that
-server's page is opened.
+STUDY is a study's directory, or its name under runs. If the study was recorded in an SQLite database, an MLflow server
+is started on the database, and stopped with Ctrl-C. If it was recorded on a server, that server's page is opened.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
-    begin()  # first: what follows takes seconds to import
+    begin()  # first, as the following imports take seconds
 
 import os
 import signal
@@ -47,15 +46,16 @@ from nfnet_ray.tracking.study_directory import find_study
 HOST = "127.0.0.1"
 PORTS_TO_TRY = 20
 START_SECONDS = 90.0
-"""It takes about 8 s on two quiet cores; a cold disk and a busy machine may need ten times that."""
+"""The longest wait for the server. It takes about 8 s on two quiet cores, and perhaps ten times that with a cold disk
+and load."""
 STOP_SECONDS = 10.0
 
 
 def tracked_study(directory: Path) -> TrackedStudy:
-    """Where MLflow has the study.
+    """Returns the ids of the study in MLflow.
 
     Raises:
-        UserError: nothing of it has reached MLflow.
+        UserError: nothing of the study has reached MLflow.
     """
     tracked = Spool(directory / JOURNAL_FILE, directory / SPOOL_FILE).tracked
     if not tracked.study_run_id:
@@ -68,9 +68,9 @@ def tracked_study(directory: Path) -> TrackedStudy:
 
 @contextmanager
 def mlflow_server(tracking_uri: str, port: int) -> Generator[str]:
-    """An MLflow server on a database, from when it answers to the end of the block; yields its address.
+    """Starts an MLflow server on a database, yields its address once it answers, and stops it after the block.
 
-    The next free port is taken if ``port`` is not free.
+    If ``port`` is taken, the next free port is used.
 
     Raises:
         UserError: no port is free, or the server has ended or does not answer within :data:`START_SECONDS`.
@@ -83,7 +83,7 @@ def mlflow_server(tracking_uri: str, port: int) -> Generator[str]:
         )
     artifacts_stay_beside(database)
     url = f"http://{HOST}:{_free_port(port)}"
-    # Relative to the working directory: MLflow would make a second folder for one whose name has to be quoted.
+    # Relative to the working directory, because MLflow would create a second folder if the name has to be quoted.
     backend = "sqlite:///" + sqlite_uri(Path("/") / database.name).removeprefix("sqlite:////")
     with tempfile.TemporaryFile() as output:
         server = subprocess.Popen(
@@ -91,7 +91,7 @@ def mlflow_server(tracking_uri: str, port: int) -> Generator[str]:
                 *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend),
                 *("--host", HOST, "--port", url.rpartition(":")[2], "--workers", "1"),
             ],
-            # Not the user's settings for other servers.
+            # Without the user's settings for other servers.
             env={
                 **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
                 "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -100,7 +100,7 @@ def mlflow_server(tracking_uri: str, port: int) -> Generator[str]:
             cwd=database.absolute().parent,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that Ctrl-C reaches us only, and its workers can be ended with it
+            start_new_session=True,  # so that Ctrl-C only reaches us, and we can end its workers
         )
         try:
             _wait_until_it_answers(server, url, output)
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(study: str, port: int, browser: bool) -> None:
-    # Ctrl-C is how a person ends the server; so is a service manager's SIGTERM.
+    # A person ends the server with Ctrl-C, and a service manager with SIGTERM.
     with suppress(KeyboardInterrupt):
         _open(find_study(study), port, browser)
 
@@ -205,7 +205,7 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str, output: IO
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers."""
+    """Ends the server and its workers."""
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, signal_number)

@@ -1,4 +1,4 @@
-"""What the section shows: only what the study can support."""
+"""Builds the report's section on the effects of fields, which shows only what the study can support."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 RESPONSES_AT_MOST = 6
 FEWEST_SETTINGS = 4
-"""For a curve of the best so far to have a shape."""
+"""The fewest settings for a curve of the best accuracy so far."""
 
 
 @dataclass(frozen=True)
 class EffectChart:
-    """A chart with what has to be known to read it."""
+    """A chart with the caption that explains it."""
 
     chart: Chart
     caption: str
@@ -48,14 +48,14 @@ class EffectChart:
 
 @dataclass(frozen=True)
 class EffectsSection:
-    """The section. ``sentences`` say what the charts show, and why one that is missed is not there."""
+    """The section. ``sentences`` describe what the charts show, and why an expected chart is missing."""
 
     charts: tuple[EffectChart, ...]
     sentences: tuple[str, ...]
 
 
 def effects_section(record: StudyRecord) -> EffectsSection | None:
-    """The section of a study; None where nothing was swept, of a list of points, and where nothing can be shown."""
+    """Returns the section of a study; None if no field was swept, for a list of points, or if nothing can be shown."""
     if not record.fields or has_points(record):
         return None
     responses = record.response()
@@ -79,7 +79,7 @@ def effects_section(record: StudyRecord) -> EffectsSection | None:
 
 
 def response_sentences(responses: Sequence[Response]) -> list[str]:
-    """A sentence for each response at the end, and one for all those that too few values were trained to."""
+    """Returns a sentence for each response at the end, and one for those with too few values trained to the end."""
     told = the_first([one.sentence() for one in responses if one.is_end], RESPONSES_AT_MOST)
     rest = [one for one in responses if not one.is_end]
     if rest:
@@ -98,7 +98,7 @@ def _isolation(record: StudyRecord) -> list[EffectChart]:
         return []
     field = record.fields[0]
     table = record.isolation()
-    # With one setting for each value it would be the chart of all settings.
+    # With one setting for each value, this would be the same as the chart of all settings.
     if (table["compared"] > 0).sum() < 2 or table["settings"].max() < 2:
         return []
     name = record.names[field]
@@ -171,7 +171,7 @@ def _importance(record: StudyRecord, shares: pd.DataFrame) -> list[EffectChart]:
 
 
 def _pair(record: StudyRecord, table: pd.DataFrame) -> list[EffectChart]:
-    """The pair of fields with the clearest interaction, unless the page has its table of settings anyway."""
+    """Returns the pair of fields with the clearest interaction, unless the page already has its table of settings."""
     ranges = [one for one in record.fields if swept_range(record.study, one) is not None]
     if len(record.fields) < 2 or (len(record.fields) == 2 and not ranges):
         return []
@@ -213,7 +213,7 @@ def _parallel_coordinates(record: StudyRecord) -> list[EffectChart]:
 
 def _best_so_far(record: StudyRecord) -> list[EffectChart]:
     table = record.best_so_far()
-    is_lost = record.trials["state"].isin(LOST).all()  # then the best is chance all along
+    is_lost = record.trials["state"].isin(LOST).all()  # the best accuracy is then always that of chance
     if len(table) < FEWEST_SETTINGS or is_lost:
         return []
     gpus = record.study.get("worker", {}).get("gpus", 0)

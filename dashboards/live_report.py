@@ -1,6 +1,7 @@
-"""The report of a running study, rewritten by a thread whose failures never reach the study.
+"""Rewrites the report of a running study in a thread whose failures never reach the study.
 
-A report of 1,000 trials takes seconds and hundreds of megabytes, so another process writes that of a long journal.
+A report of 1,000 trials takes seconds and hundreds of megabytes, so another process writes the report of a long
+journal.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ logger = logging.getLogger(__name__)
 # At most a tenth of the time is spent on reports.
 SECONDS_BETWEEN_REPORTS = 60.0
 _LARGEST_SHARE = 0.1
-# From this length of the journal on (a hundred trials of a hundred epochs have 7 MB) another process writes the
-# report. It takes seconds to import what it needs, but it leaves the driver's interpreter and memory alone.
+# The length of a journal from which another process writes the report (a hundred trials of a hundred epochs have 7 MB).
+# The process takes seconds to import what it needs, but does not burden the driver's interpreter and memory.
 LONG_JOURNAL_BYTES = 4_000_000
 _NICENESS = 10
 _SECONDS_BETWEEN_LOOKS = 0.2
-# How long to wait at the end for a report that is being written, on a storage that may no longer answer.
+# The longest wait at the end for a report that is being written, on a storage that may no longer answer.
 _CLOSING_SECONDS = 30.0
 
 
 class LiveReport:
     """Writes the report soon after the first :meth:`wake`, and after later ones at most once a minute.
 
-    A report that cannot be written is tried again with the next one. Use it as a context; once that is left, nobody
-    writes any more.
+    A report that cannot be written is retried with the next one. Used as a context manager; after its exit nothing is
+    written.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class LiveReport:
         self._thread.join(_CLOSING_SECONDS)
 
     def wake(self) -> None:
-        """Says that the study has something new. Returns at once."""
+        """Signals that the study has changed. Returns at once."""
         self._wake.set()
 
     def _run(self) -> None:
@@ -71,7 +72,7 @@ class LiveReport:
             began = time.monotonic()
             try:
                 self._write(self._directory)
-            except Exception:  # whatever it is, the study continues, and writes a report at its end
+            except Exception:  # whatever the error, the study continues, and writes a report at its end
                 logger.debug("no report of %s", self._directory, exc_info=True)
             seconds = time.monotonic() - began
             self._closed.wait(max(self._seconds_between, seconds / _LARGEST_SHARE))
@@ -83,10 +84,10 @@ class LiveReport:
             self._write_apart(directory)
 
     def _write_apart(self, directory: Path) -> None:
-        """Has a process of low priority write the report; it ends with the context."""
+        """Makes a process of low priority write the report; the process ends with the context."""
         command = [sys.executable, "-m", "dashboards.report", str(directory.resolve())]
         nothing = subprocess.DEVNULL
-        # In a session of its own: Ctrl-C is not for it.
+        # In a separate session, so that Ctrl-C does not reach it.
         process = subprocess.Popen(
             command,
             cwd=Path(__file__).parents[1],

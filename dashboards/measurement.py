@@ -1,4 +1,4 @@
-"""How a study was measured, as facts for its report: data, accuracy, hardware, time, versions."""
+"""Lists how a study was measured, as facts for its report: data, accuracy, hardware, time, versions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ EVAL_CROPS = {
     "images of eval_size whole",
     "whole": "whole images, both sides resized to eval_size pixels",
 }
-"""{value of ``data.eval_crop``: how a validation image was cut}."""
+"""{value of ``data.eval_crop``: how a validation image was cropped}."""
 
 
 def measurement(record: StudyRecord) -> list[tuple[str, str]]:
-    """(name, text) of each fact, without those that the journal does not have."""
+    """Returns (name, text) of each fact that the journal contains."""
     study, data, guard = record.study, record.study["data"], comparability(record)
     facts = [
         (
@@ -53,7 +53,7 @@ def measurement(record: StudyRecord) -> list[tuple[str, str]]:
 
 
 def shared_recipe(record: StudyRecord) -> list[tuple[str, str]]:
-    """(name, value) of each field of the Recipe that has the same value in all trials, or that of another field."""
+    """Returns (name, value) of each field of the Recipe with the same value in all trials, or tied to another field."""
     found = []
     for name in record.study["recipe"]:
         if other := tied_to(record.study, name):
@@ -64,7 +64,7 @@ def shared_recipe(record: StudyRecord) -> list[tuple[str, str]]:
 
 
 def _all_values(record: StudyRecord, name: str) -> Iterable[Any]:
-    """The value that each trial has of a field of the Recipe, or each point, or the study."""
+    """Returns the values of a field of the Recipe, one for each trial, for each point, or for the study."""
     own = record.study["recipe"][name]
     if name == "seed" and not record.trials["seed"].isna().any():
         return record.trials["seed"]
@@ -74,14 +74,14 @@ def _all_values(record: StudyRecord, name: str) -> Iterable[Any]:
 
 
 def _seeds(record: StudyRecord) -> str:
-    """``3 seeds (0, 1, 2)``, or ``1 seed (0), and 2 more (1, 2) for contenders``."""
+    """Formats seeds: ``3 seeds (0, 1, 2)``, or ``1 seed (0), and 2 more (1, 2) for contenders``."""
     first, more = record.study["seeds"], record.study.get("more_seeds", ())
     text = f"{count(len(first), 'seed')} ({', '.join(map(str, first))})"
     return f"{text}, and {len(more)} more ({', '.join(map(str, more))}) for contenders" if more else text
 
 
 def _epochs(record: StudyRecord) -> str:
-    """``8 epochs each``, or ``2 to 8 epochs``."""
+    """Formats epochs: ``8 epochs each``, or ``2 to 8 epochs, each in a complete schedule``."""
     budgets = _budgets(record)
     if len(set(budgets)) > 1:
         return f"{min(budgets):,} to {count(max(budgets), 'epoch')}, each in a complete schedule"
@@ -93,7 +93,7 @@ def _epochs(record: StudyRecord) -> str:
 
 
 def _budgets(record: StudyRecord) -> list[int]:
-    """The epochs of each trial that is not stopped early."""
+    """Returns the number of epochs of each trial if it is not stopped early."""
     usual = record.study["epochs"]
     if "schedule.epochs" not in record.fields:
         return [usual] * len(record.trials)
@@ -133,7 +133,7 @@ def _halving(record: StudyRecord) -> str:
 
 
 def _early_stopping(record: StudyRecord) -> str:
-    """What each rung did and predicted, and the epochs that were not trained; empty if no trial was given up."""
+    """Describes what each rung did and predicted, and the epochs saved; empty if no trial was given up."""
     rungs = [
         f"{rung.where}, {rung.given_up:,} of {count(rung.compared, 'trial')} ended"
         + (f" ({said})" if (said := rung.sentence()) else "")
@@ -147,7 +147,7 @@ def _early_stopping(record: StudyRecord) -> str:
 
 
 def _too_early(record: StudyRecord) -> str:
-    """``; the best clip_factor may be another one at the first rung than at the end``; empty of other fields."""
+    """Says ``; the best clip_factor may be another one at the first rung than at the end``; empty for other fields."""
     described = record.study["halving"]
     if described is None or described.get("unit", "epochs") != "epochs":
         return ""
@@ -160,12 +160,12 @@ def _too_early(record: StudyRecord) -> str:
 
 
 def _rungs(record: StudyRecord) -> str:
-    """How well early epochs predicted the end, of a study without early stopping."""
+    """Describes how well early epochs predicted the end, for a study without early stopping."""
     return " ".join(rung_sentences(record)) if record.study["halving"] is None else ""
 
 
 def _damaged_images(record: StudyRecord) -> str:
-    """How many damaged images the trials skipped; empty if they found none."""
+    """Describes how many damaged images the trials skipped; empty if there were none."""
     words = {"damaged_train_images": "training", "damaged_validation_images": "validation"}
     most = {words[name]: record.epochs[name].max() for name in words if name in record.epochs}
     parts = [count(int(number), f"{split} image") for split, number in most.items() if number > 0]
@@ -173,7 +173,7 @@ def _damaged_images(record: StudyRecord) -> str:
 
 
 def _cohorts(record: StudyRecord) -> str:
-    """Which trials were trained as one program, and what that means for their seconds."""
+    """Describes which trials were trained as one program, and what that means for their seconds."""
     lanes = {trial: own["lanes"] for trial, own in record.measured_under.items() if "lanes" in own}
     if not lanes:
         return ""
@@ -190,7 +190,7 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def _accuracy(record: StudyRecord) -> str:
-    """Which weights and which crop of an image the accuracies were measured with."""
+    """Describes the weights and the image crop with which the accuracies were measured."""
     decays, crops = (_values(record, name) for name in ("optimizer.ema.decay", "data.eval_crop"))
     words = []
     averaged = [decay for decay in decays if decay is not None]
@@ -206,7 +206,7 @@ def _accuracy(record: StudyRecord) -> str:
 
 
 def _values(record: StudyRecord, name: str) -> list[Any]:
-    """The values that a Recipe field had in the study; empty if the journal is older than the field."""
+    """Returns the values that a Recipe field had in the study; empty if the journal is older than the field."""
     recipe, name = record.study["recipe"], tied_to(record.study, name) or name
     own = [recipe[name]] if name in recipe else []
     if name not in record.fields:
@@ -224,7 +224,7 @@ def _hardware(record: StudyRecord) -> str:
 
 
 def _time(record: StudyRecord) -> str:
-    """Where the seconds of all trials went, the largest part first, and how long the study took."""
+    """Describes how the seconds of all trials were spent, the largest part first, and how long the study took."""
     words = {
         "train_seconds": "training",
         "data_wait_seconds": "waiting for data",
@@ -245,12 +245,12 @@ def _time(record: StudyRecord) -> str:
 
 
 def _accelerator(record: StudyRecord) -> str:
-    """What accelerator-hours count."""
+    """Returns the unit of accelerator-hours."""
     return accelerator_word(record.study["worker"]["gpus"])
 
 
 def _paid(record: StudyRecord) -> str:
-    """``paid for 2.31 GPU-hours, 4.62 at 2 per GPU-hour``."""
+    """Formats paid time, such as ``paid for 2.31 GPU-hours, 4.62 at 2 per GPU-hour``."""
     if not record.accelerator_hours:
         return ""
     word = _accelerator(record)

@@ -1,4 +1,4 @@
-"""Pages from templates: a page is one HTML file that loads nothing, with its style sheet, scripts and data inside.
+"""Renders pages from templates: each is one HTML file with its style sheet, scripts and data, which loads nothing.
 
 The templates, style sheets and scripts are in ``dashboards/templates``. Jinja2 escapes every value that a template
 shows.
@@ -47,9 +47,9 @@ class Chart:
     """A Plotly figure on a page.
 
     Attributes:
-        id: the HTML element's, under which the page's script finds the figure.
-        figure: without colours, of which :mod:`dashboards.figures.painting` gives it the names.
-        label: what the chart shows, for a reader who cannot see it.
+        id: the id of the HTML element, by which the page's script finds the figure.
+        figure: the figure without colours; :mod:`dashboards.figures.painting` adds the names of its colours.
+        label: a description of the chart, for a reader who cannot see it.
         title: the line above the chart, which may be empty.
     """
 
@@ -60,13 +60,13 @@ class Chart:
 
     @property
     def zoomable(self) -> bool:
-        """Whether the figure has a close-up, which a button then shows."""
+        """Whether the figure has a close-up, which a button shows."""
         return bool(self.figure["layout"].get("meta", {}).get("top"))
 
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A level of the legend, with a piece of its curve as SVG: a line's dashes and, if the curve has one, a mark."""
+    """A level of the legend, with a sample of its curve as SVG: a line's dashes and, if the curve has one, a mark."""
 
     level: int
     label: str
@@ -79,9 +79,8 @@ class Legend:
     """Buttons that hide and show levels.
 
     Attributes:
-        name: what the levels are values of.
-        more, fewer: captions of a button that shows all curves and of the same button once they are shown; empty if
-            there is no such button.
+        name: the field whose values the levels are.
+        more, fewer: captions of a button before and after it shows all curves; empty without such a button.
     """
 
     name: str
@@ -91,7 +90,7 @@ class Legend:
 
 
 def legend_entry(level: int, label: str, look: Look, *, with_mark: bool = True) -> LegendEntry:
-    """The entry of a level that is drawn with this look."""
+    """Returns the entry of a level that is drawn with this look."""
     return LegendEntry(level, label, _DASH_ARRAYS[look.dash], _MARK_PATHS[look.symbol] if with_mark else None)
 
 
@@ -104,13 +103,13 @@ def render_page(
     written: float | None = None,
     **facts: object,
 ) -> str:
-    """The page of a template that extends ``page.html.jinja``.
+    """Renders the page of a template that extends ``page.html.jinja``.
 
     Args:
-        looks: of the levels that traces and the legend name, for their colours.
+        looks: the looks of the levels that traces and the legend name, for their colours.
         shades: ``{"light": [colour of each shade], "dark": […]}``.
-        written: Unix seconds of writing for a page that will be rewritten and so reloads itself.
-        facts: the template's variables.
+        written: the time of writing in Unix seconds if the page will be rewritten, so that it reloads itself.
+        facts: the variables of the template.
     """
     colors = {
         theme: {f"--{name}": color for name, color in all_colors(theme, looks, shades or {}).items()}
@@ -133,10 +132,10 @@ def render_page(
 
 @functools.cache
 def _compressed_plotly() -> str:
-    """Plotly's script as base64 of zlib's format, 2.0 MB instead of 4.8: charts.js unpacks it."""
+    """Returns Plotly's script as base64 of zlib's format, 2.0 MB instead of 4.8; charts.js decompresses it."""
     from plotly.offline import get_plotlyjs
 
-    # At level 9 it is 4% smaller and takes 0.2 s, three times as long.
+    # Level 9 would be 4% smaller but takes 0.2 s, three times as long.
     return base64.b64encode(zlib.compress(get_plotlyjs().encode(), 4)).decode()
 
 
@@ -155,20 +154,20 @@ def _environment() -> Environment:
     environment.filters["css_string"] = _css_string
     names: dict[str, Any] = environment.globals
     names["source"] = _source
-    # NaN is not JSON, and a page with it would show nothing.
+    # NaN is not valid JSON, and a page with it would show nothing.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment
 
 
 def _source(name: str) -> Markup:
-    """A style sheet or a script of ours, to stand in a page as it is."""
+    """Returns a style sheet or a script of ours, to be inserted in a page unescaped."""
     from markupsafe import Markup
 
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def _css_string(text: str) -> Markup:
-    """A string in a style sheet, in which no character can end the string or the element around it."""
+    """Returns a string for a style sheet, in which no character can end the string or the element around it."""
     from markupsafe import Markup
 
     escaped = "".join(c if c.isalnum() or c in " ,._-()/" else f"\\{ord(c):x} " for c in text)

@@ -1,18 +1,18 @@
-"""A study's report: one HTML file with the question, the answer, and how certain the answer is.
+"""Writes a study's report: one HTML file with the question, the answer, and how certain the answer is.
 
     python -m dashboards.report STUDY [STUDY …] [--output FILE] [--figures DIR] [--data DIR]
     python -m dashboards.report STUDY --watch [--port 5050]
 
-STUDY is a study's folder, its name under runs, or a folder that ``python -m studies export`` wrote; the report is
-put there as ``report.html``. The file needs nothing but itself: it can be mailed, archived, and read without a network.
-Studies that are still running, were interrupted, or in which no trial finished have a report, too.
+STUDY is a study's folder, its name under runs, or a folder that ``python -m studies export`` wrote; the report is put
+there as ``report.html``. The file is self-contained: it can be mailed, archived, and read without a network. Studies
+that are still running, were interrupted, or in which no trial finished have a report, too.
 
-``--figures`` also writes each of its charts as SVG and PDF, as wide as the column of a paper; ``--data`` the tables of
+``--figures`` also writes each of the charts as SVG and PDF, as wide as the column of a paper; ``--data`` the tables of
 trials and epochs as CSV and Parquet, and a table of the settings for LaTeX. ``--watch`` serves the report on this
-machine instead of writing it, and renews it while the study runs, here or on other machines that share the storage.
+machine instead of writing it, and updates it while the study runs, here or on other machines that share the storage.
 
-Of several studies it writes one page, ``comparison.html``: their curves on common axes where they can be compared, with
-what differs between them (:mod:`nfnet_ray.analysis.comparability`).
+For several studies one page is written, ``comparison.html``: their curves on common axes if they can be compared, with
+the differences between them (:mod:`nfnet_ray.analysis.comparability`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
-    begin()  # first: what follows takes seconds to import
+    begin()  # first, as the following imports take seconds
 
 import argparse
 import sys
@@ -56,16 +56,16 @@ PROGRAM = "python -m dashboards.report"
 
 
 def write_report(study_directory: Path, destination: Path | None = None) -> Path:
-    """Write the report of the study in ``study_directory`` and return its path.
+    """Writes the report of the study in ``study_directory`` and returns its path.
 
     The journal may grow meanwhile, and several processes or threads may write the same report: the destination is
-    replaced in one step, so a reader never finds half a page. The page of a study that has not ended reloads itself.
+    replaced atomically, so a reader never sees half a page. The page of a study that has not ended reloads itself.
 
     Args:
-        destination: by default ``report.html`` in the study's folder.
+        destination: the file to write; by default ``report.html`` in the study's folder.
 
     Raises:
-        UserError: the folder has no study that can be read, or ``destination`` cannot be written.
+        UserError: the folder has no readable study, or ``destination`` cannot be written.
     """
     study_directory = study_folder(study_directory)
     record = load_study(study_directory)
@@ -81,9 +81,9 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
 
 
 def renewed_report(study_directory: Path) -> str:
-    """Writes the report of a study whose journal has everything; "" or, if that failed, why and what writes it later.
+    """Writes the report of a study whose journal is complete; returns "", or why it failed and how to write it later.
 
-    Nothing is lost without a report, so whatever comes after it is to be done all the same.
+    A missing report loses no results, so the caller continues in any case.
     """
     try:
         write_report(study_directory)
@@ -94,13 +94,13 @@ def renewed_report(study_directory: Path) -> str:
 
 
 def write_comparison(studies: Sequence[str | Path], destination: Path | None = None) -> Path:
-    """Write the page of several studies, by name or folder, and return its path.
+    """Writes the page of several studies, given by name or folder, and returns its path.
 
     Args:
-        destination: by default ``comparison.html`` in the current folder.
+        destination: the file to write; by default ``comparison.html`` in the current folder.
 
     Raises:
-        UserError: a study cannot be read or is named twice, or ``destination`` cannot be written.
+        UserError: a study cannot be read or is given twice, or ``destination`` cannot be written.
     """
     with _one_thread():
         page = several_facts(load_study(studies))
@@ -111,7 +111,7 @@ def write_comparison(studies: Sequence[str | Path], destination: Path | None = N
 
 
 def _one_thread() -> AbstractContextManager[object]:
-    """In it NumPy's linear algebra has one thread: its matrices are small, and a study may need the other cores."""
+    """Limits NumPy's linear algebra to one thread: matrices are small, and a study may need the other cores."""
     from threadpoolctl import ThreadpoolController
 
     limit: AbstractContextManager[object] = (
@@ -123,7 +123,7 @@ def _one_thread() -> AbstractContextManager[object]:
 def _write(page: str, destination: Path) -> Path:
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        # The driver of a running study and a person may both be writing.
+        # The driver of a running study and a person may write at the same time.
         with whole_file(destination, "w", sync=False, several_writers=True) as file:
             file.write(page)
     except OSError as error:
@@ -213,12 +213,12 @@ def _write_files(record: StudyRecord, options: argparse.Namespace) -> None:
 
 
 def watched_page(directory: Path) -> WatchedPage:
-    """The report of the study in ``directory``, made anew whenever its journal has grown."""
+    """Returns the report of the study in ``directory``, which is rebuilt whenever its journal has grown."""
     return WatchedPage(lambda: _page(load_study(directory), time.time()), [directory])
 
 
 def _write_beside(folder: Path, write: Callable[[], list[Path]]) -> None:
-    """Writes files into a folder and says how many. Raises UserError if that cannot be done."""
+    """Writes files to a folder and prints their number. Raises UserError if they cannot be written."""
     try:
         written = write()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The contents of a study's report, section by section, which ``templates/report.html.jinja`` lays out."""
+"""Collects the contents of a study's report, section by section, for ``templates/report.html.jinja``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from nfnet_ray.tracking.trial_progress import ENDED, LOST
 from nfnet_ray.wording import agree, count, duration
 
 SILENCE_SECONDS = 15 * 60.0
-"""The driver of a study that has recorded nothing for this long may be dead."""
+"""The time without a recorded event after which the driver of a study may be dead."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Notice:
     """A notice at the top of the report of a study that is not complete.
 
     Attributes:
-        as_of: when the page was written; empty if the study has ended.
+        as_of: the time of writing of the page; empty if the study has ended.
     """
 
     title: str
@@ -68,7 +68,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer in a sentence, with the best value under each condition where there are several."""
+    """The answer in a sentence, with a table of the best value under each condition if there are several."""
 
     sentence: str
     table: Table | None = None
@@ -77,7 +77,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class SettingsSection:
-    """Accuracy of every setting: charts, and a heat map where two fields or more were swept."""
+    """The accuracy of every setting: charts, and a heat map if at least two fields were swept."""
 
     charts: tuple[Chart, ...]
     caption: str
@@ -86,7 +86,7 @@ class SettingsSection:
 
 @dataclass(frozen=True)
 class CurvesSection:
-    """Accuracy against training time. ``budgets``: what complete schedules of different lengths reach."""
+    """Accuracy against training time. ``budgets``: the accuracy of complete schedules of different lengths."""
 
     legend: Legend | None
     budgets: Chart | None
@@ -106,7 +106,7 @@ class SignalSection:
 
 @dataclass(frozen=True)
 class ClippingSection:
-    """What AGC clips, and which clip factor to try next."""
+    """What AGC clips, and the clip factors to try next."""
 
     charts: tuple[Chart, ...]
     table: Table
@@ -145,7 +145,7 @@ class Report:
 
     @property
     def charts(self) -> list[Chart]:
-        """The charts of all sections: a box on the page without its figure would stop the page's script."""
+        """The charts of all sections. A placeholder on the page without its figure would stop the page's script."""
         return list(_charts_in(self))
 
 
@@ -161,7 +161,7 @@ def _charts_in(part: object) -> Iterator[Chart]:
 
 
 def report_facts(record: StudyRecord, now: float) -> Report:
-    """The report of a study as it is known at ``now`` (Unix seconds)."""
+    """Returns the report of a study in its state at ``now`` (Unix seconds)."""
     silence = now - record.last_event
     record = replace(record, is_silent=record.state == "unfinished" and silence >= SILENCE_SECONDS)
     best = best_setting(record)

@@ -1,4 +1,4 @@
-"""The tables of a study's report: the best value per condition, accuracies by two fields, all trials."""
+"""Builds the tables of a study's report: the best value per condition, accuracies by two fields, all trials."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.wording import count, duration, percent, percents, speed
 
 STRATA_AT_MOST = 12
-"""The answer's table shows at most this many conditions: those with the highest accuracy."""
+"""The most conditions in the answer's table, which shows those with the highest accuracy."""
 NAMED_AT_MOST = 4
-"""A caption names at most this many settings and gives the number of the others."""
+"""The most settings that a caption names; it gives the number of the others."""
 PAGED_ABOVE = 50
-"""A table of more trials than these is shown a page at a time (the page's script has the same number)."""
+"""A table with more trials is shown page by page (the page's script has the same number)."""
 LAST, HIGHEST, SPEED = "top-1, last epoch", "top-1, highest epoch (optimistic)", "images/s"
 STATE = "state"
 BEST_FIRST = (LAST, HIGHEST, SPEED)
-"""Columns that the first click sorts from the largest down."""
+"""Columns that the first click sorts in descending order."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Column:
 
 
 class Cell(NamedTuple):
-    """A cell's text, with a remark in small print and the key that the page's script sorts by; empty if unknown."""
+    """A cell's text, with a remark in small print and the script's sort key, which is empty if the value is unknown."""
 
     text: str
     is_number: bool = False
@@ -44,7 +44,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table. ``hidden`` is one that the page's script shows on a later page."""
+    """A row of a table. The page's script shows ``hidden`` rows on a later page."""
 
     cells: tuple[Cell, ...]
     trial: str = ""
@@ -65,8 +65,8 @@ class HeatCell:
 
     Attributes:
         kind: its look: ``best``, ``partial``, ``lost``, ``unknown``, or nothing special.
-        state: how its setting ended, which the page shows under the pointer; empty if it finished.
-        share: 0 to 1, how strongly it is coloured; None for one without colour.
+        state: how the setting ended, which the page shows under the pointer; empty if it finished.
+        share: the intensity of the colour, 0 to 1; None without colour.
     """
 
     kind: str
@@ -78,7 +78,7 @@ class HeatCell:
 
 @dataclass(frozen=True)
 class HeatTable:
-    """Accuracies by the values of two fields, of which one goes down and one across."""
+    """Accuracies by the values of two fields, one of which goes down and the other across."""
 
     down: str
     across: str
@@ -88,7 +88,7 @@ class HeatTable:
 
 
 def answers_table(record: StudyRecord) -> Table | None:
-    """The best value of the first swept field under each condition; None where there is but one condition."""
+    """Returns the best value of the first swept field under each condition; None for a single condition."""
     answers = best_per_stratum(record)
     if len(answers) < 2:
         return None
@@ -120,7 +120,7 @@ def answers_table(record: StudyRecord) -> Table | None:
 
 
 def _within_noise(answer: BestSetting, asked: Sequence[str]) -> str:
-    """The values that cannot be told apart from the best one; where several fields were searched, their number."""
+    """Returns the values that cannot be told apart from the best, or their number if several fields were searched."""
     if len(asked) > 1:
         return count(len(answer.within_noise), "setting") if answer.within_noise else ""
     return first_of(
@@ -129,7 +129,7 @@ def _within_noise(answer: BestSetting, asked: Sequence[str]) -> str:
 
 
 def heat_table(record: StudyRecord, best: BestSetting | None, heat_map: HeatMap) -> HeatTable:
-    """The heat map as a table: the higher the accuracy of a finished setting, the stronger the colour."""
+    """Returns the heat map as a table: the higher the accuracy of a finished setting, the stronger the colour."""
     known = [
         cell.top1 for row in heat_map.cells for cell in row if cell is not None and cell.kind == "finished"
     ]
@@ -165,7 +165,7 @@ def heat_table(record: StudyRecord, best: BestSetting | None, heat_map: HeatMap)
 
 
 def left_out_table(record: StudyRecord) -> Table | None:
-    """The trials that are not in the study any more since it was extended; None if there are none."""
+    """Returns the trials that an extension has left out of the study; None if there are none."""
     if record.left_out is None:
         return None
     note = "Trained before the study was extended. They stay as evidence, and take part in no answer."
@@ -173,7 +173,7 @@ def left_out_table(record: StudyRecord) -> Table | None:
 
 
 def reruns_table(record: StudyRecord) -> Table | None:
-    """The trials that confirm the winners; None if there are none."""
+    """Returns the trials that confirm the winners; None if there are none."""
     if record.reruns is None:
         return None
     note = (
@@ -184,7 +184,7 @@ def reruns_table(record: StudyRecord) -> Table | None:
 
 
 def trials_table(record: StudyRecord, best: BestSetting | None) -> Table:
-    """All trials: in the study's order, or the best first if the table has several pages."""
+    """Returns all trials: in the study's order, or the best first if the table has several pages."""
     with_seeds = differ_in_seeds(record) and not record.trials["seed"].isna().any()
     # A study may sweep the epochs.
     epochs = "trained epochs" if "epochs" in record.names.values() else "epochs"
@@ -240,13 +240,13 @@ def _trial_cells(
 
 
 def all_trials(record: StudyRecord) -> str:
-    """The heading of the table of trials: ``All 12 trials``."""
+    """Returns the heading of the table of trials, such as ``All 12 trials``."""
     number = len(record.trials)
     return f"All {count(number, 'trial')}" if number > 1 else "The trial"
 
 
 def first_of(labels: Sequence[str], separator: str = "; ") -> str:
-    """The labels; of more than :data:`NAMED_AT_MOST`, the first ones and the number of the others."""
+    """Joins the labels; if there are more than :data:`NAMED_AT_MOST`, the first ones and the number of the others."""
     if len(labels) <= NAMED_AT_MOST:
         return separator.join(labels)
     return f"{separator.join(labels[:NAMED_AT_MOST])} and {len(labels) - NAMED_AT_MOST} more"

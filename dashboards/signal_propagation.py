@@ -1,4 +1,4 @@
-"""A new network's signal propagation: measured and expected variance, block by block, as a page and a table.
+"""Shows a new network's signal propagation: measured and expected variance by block, as a page and a table.
 
     python -m dashboards.signal_propagation NAME PAGE.html [--size PIXELS] [--set FIELD=VALUE]
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
-    begin()  # first: what follows takes seconds to import
+    begin()  # first, as the following imports take seconds
 
 import argparse
 import math
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from nfnet_ray.models.signal import BlockSignal
 
 MOST_PIXELS = 128
-"""Of the images, unless --size says another: large enough that F0's last stage has 4x4 pixels, small enough for a CPU.
-Smaller members are measured at their training size."""
+"""The side of the images unless --size is given: large enough that F0's last stage has 4x4 pixels, small enough for a
+CPU. Smaller networks are measured at their training size."""
 NAMED_BLOCKS = 30
-"""With more blocks than this only some are named at the axis."""
+"""With more blocks, only some are named at the axis."""
 
 QUANTITIES = {
     "variance": "variance",
@@ -46,7 +46,7 @@ QUANTITIES = {
     "squared mean": "squared_mean",
     "variance of the residual branch": "branch_variance",
 }
-"""{name in the legend: field of :class:`nfnet_ray.models.signal.BlockSignal`}. The place of each is its level."""
+"""{name in the legend: field of :class:`nfnet_ray.models.signal.BlockSignal`}. The index of each is its level."""
 EXPECTED = "expected variance"
 
 
@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def signal_table(measured: Mapping[str, Sequence[BlockSignal]]) -> str:
-    """A line for each part of the network, with variance and expectation under each condition."""
+    """Returns a line for each part of the network, with variance and expectation under each condition."""
     rows = [["part", *(cell for title in measured for cell in (f"{title}: variance", "expected"))]]
     for at_one_depth in zip(*measured.values(), strict=True):
         numbers = (value for signal in at_one_depth for value in (signal.variance, signal.expected_variance))
@@ -103,7 +103,7 @@ def signal_table(measured: Mapping[str, Sequence[BlockSignal]]) -> str:
 
 
 def signal_page(name: str, image_size: int, measured: Mapping[str, Sequence[BlockSignal]]) -> str:
-    """The page: a chart for each condition that was measured, with the same axes."""
+    """Returns the page, with a chart for each measured condition, all with the same axes."""
     from nfnet_ray.models.signal import NOISE_IMAGES
 
     charts = [
@@ -135,7 +135,7 @@ def signal_page(name: str, image_size: int, measured: Mapping[str, Sequence[Bloc
 
 
 def _looks() -> dict[str, Look]:
-    """Colours that can be told apart for what is measured; the expectation is drawn as text is."""
+    """Returns distinguishable looks for measured quantities; the expectation is drawn in the colour of text."""
     measured = [quantity for quantity in QUANTITIES if quantity != EXPECTED]
     looks = dict(zip(measured, looks_of(levels_of(measured)), strict=True))
     looks[EXPECTED] = Look(INK["light"], INK["dark"], "dash", "circle")
@@ -184,7 +184,7 @@ def _figure(signals: Sequence[BlockSignal], variance_range: tuple[float, float])
 
 
 def _shared_range(measured: Mapping[str, Sequence[BlockSignal]]) -> tuple[float, float]:
-    """A range for a log axis (exponents of 10) that holds all that is measured and drawn."""
+    """Returns a range for a log axis (exponents of 10) that contains everything that is measured and drawn."""
     values = [
         value
         for signals in measured.values()

@@ -38,17 +38,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class StudyResults(StudyRecord):
-    """What ``nfnet_ray.load_study`` returns: a :class:`~nfnet_ray.analysis.StudyRecord` with its answer and figures."""
+    """A :class:`~nfnet_ray.analysis.StudyRecord` with its answer and figures, as returned by
+    ``nfnet_ray.load_study``."""
 
     @classmethod
     def of(cls, record: StudyRecord) -> StudyResults:
         return cls(**{field.name: getattr(record, field.name) for field in fields(StudyRecord)})
 
     def answer(self) -> str:
-        """What the study found, as its command line says it at the end: an answer on each line.
+        """Returns what the study found, as its command line prints it at the end, with one answer on each line.
 
-        It has times at equal accuracy, the best setting under each condition with its interval, and what the fields do.
-        If no trial has finished with an accuracy, it says so.
+        The answers are the times at equal accuracy, the best setting under each condition with its interval, and the
+        effects of the fields. If no trial has finished with an accuracy, the text says so.
         """
         said = comparability(self).sentences() if self.parts else []
         return "\n".join([*said, *answer_sentences(self)])
@@ -68,12 +69,12 @@ class StudyResults(StudyRecord):
         log_y: bool = False,
         dark: bool = False,
     ) -> PlotlyFigure:
-        """A chart of the report as a Plotly figure, with all of its panels.
+        """Returns a chart of the report as a Plotly figure, with all of its panels.
 
         Args:
             name: one of :attr:`figures`.
-            x: for ``accuracy_against_time``, what the curves are drawn against: ``time``, ``epochs``, ``images``,
-                ``accelerator_hours``, and if they are known ``cost`` and ``energy`` (kWh).
+            x: for ``accuracy_against_time``, the X axis: ``time``, ``epochs``, ``images``, ``accelerator_hours``, and
+                if they are known ``cost`` and ``energy`` (kWh).
             y: for ``accuracy_against_time``, the metric: a column of ``epochs``.
             log_x, log_y: for ``accuracy_against_time``, whether an axis is logarithmic.
             dark: whether to use the colours for a dark notebook.
@@ -97,24 +98,24 @@ class StudyResults(StudyRecord):
         return plotly_figure(panels, levels(self).labels, chart_colors(self, theme), theme)
 
     def load_model(self, trial: str | None = None, *, epoch: WhichEpoch = "last") -> nn.Module:
-        """The network that a trial has trained, on the CPU and in evaluation mode.
+        """Returns the network that a trial has trained, on the CPU and in evaluation mode.
 
-        It has the weights that the trial's accuracy was measured with: the moving average, where the Recipe has one. It
+        It has the weights with which the trial's accuracy was measured: the moving average, if the Recipe has one. It
         takes normalised images (N, 3, H, W), which :func:`nfnet_ray.data.normalise.normalise` makes from bytes, and
-        returns logits (N, classes). A network of one's own is built by the code that the study has kept.
+        returns logits (N, classes). A user's own network is built by the code that the study has kept.
 
         >>> study = nfnet_ray.load_study("first_try")                              # doctest: +SKIP
         >>> best = study.trials.loc[study.trials["last_top1"].idxmax(), "trial"]   # doctest: +SKIP
         >>> network = study.load_model(best)                                       # doctest: +SKIP
 
         Args:
-            trial: its name in the table ``trials``; it may be left out if there is only one.
-            epoch: ``last``, of which the accuracies in all tables are, or ``best``: the epoch with the highest
+            trial: the trial's name in the table ``trials``; it may be omitted if there is only one trial.
+            epoch: ``last``, to which the accuracies in all tables refer, or ``best``: the epoch with the highest
                 accuracy.
 
         Raises:
-            UserError: there is no such trial, it has finished no epoch, its checkpoint is gone or damaged, or the
-                record is that of an export, which has none.
+            UserError: the trial does not exist, it has finished no epoch, its checkpoint is missing or damaged, or the
+                record is that of an export, which has no checkpoints.
         """
         which: WhichEpoch = one_of("epoch", epoch, ("last", "best"))  # pyrefly: ignore[bad-assignment]
         return trained_network(self, trial, which)
@@ -122,8 +123,8 @@ class StudyResults(StudyRecord):
     def save_figures(self, folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:
         """Writes figures as SVG and PDF, as wide as the column of a paper, and returns the paths.
 
-        A figure with several panels becomes a file for each, such as ``accuracy_against_time-batch_size_64.svg``.
-        Matplotlib draws them, with text that stays text.
+        A figure with several panels becomes several files, such as ``accuracy_against_time-batch_size_64.svg``.
+        Matplotlib draws them, with texts stored as text.
 
         Args:
             names: some of :attr:`figures`; by default all.
@@ -146,10 +147,11 @@ class StudyResults(StudyRecord):
             raise UserError(f"{folder} cannot be written: {in_words(error)}; choose another place") from error
 
     def to_latex(self, *, caption: str | None = None, label: str | None = None) -> str:
-        r"""The settings with their accuracies, intervals and times, as a LaTeX table with the rules of booktabs.
+        r"""Returns the settings with their accuracies, intervals and times as a LaTeX table with the rules of booktabs.
 
-        A ``tabular`` or, with a caption or a label, a ``table`` as :meth:`pandas.DataFrame.to_latex` makes it. The
-        document needs ``\usepackage{booktabs}``. ``python -m dashboards.report STUDY --data DIR`` writes it, too.
+        The result is a ``tabular`` or, with a caption or a label, a ``table`` like that of
+        :meth:`pandas.DataFrame.to_latex`. The document needs ``\usepackage{booktabs}``. ``python -m dashboards.report
+        STUDY --data DIR`` writes it, too.
         """
         from nfnet_ray.analysis.files.latex import settings_latex
 
@@ -166,26 +168,26 @@ class StudyResults(StudyRecord):
 
 
 def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> StudyResults:
-    """Read the journal of a study, which may still be running; or those of several studies, as one record.
+    """Reads the journal of a study, which may still be running, or those of several studies as one record.
 
     Args:
-        study: a study's folder, its name under ``runs``, or a folder that ``python -m studies export`` wrote; or a
-            list of them.
-        more: further studies. The tables of several studies have a column ``study``, and their answer says first what
-            keeps them from being compared.
+        study: a study's folder, its name under ``runs``, or a folder that ``python -m studies export`` wrote; or a list
+            of these.
+        more: further studies. The tables of several studies have a column ``study``, and their answer first says what
+            prevents comparisons.
 
     Raises:
-        UserError: there is no such study, one is named twice, or a journal is damaged or does not begin with
+        UserError: a study does not exist, a study is given twice, or a journal is damaged or does not begin with
             ``study_started``.
     """
     return StudyResults.of(load_record(study, *more))
 
 
 def answer_sentences(record: StudyRecord) -> list[str]:
-    """Times, the best setting of each stratum and what the fields do; or that there is no best setting."""
+    """Returns times, the best setting of each stratum and the effects of fields, or says that no setting is best."""
     bests = best_per_stratum(record)
     answers = [f"{said}." for said in (*time_sentences(record), *(best.sentence() for best in bests))]
     if not answers:
         return ["No trial finished with an accuracy, so there is no best setting."]
-    # What fields do is a question within a study.
+    # Effects of fields are only defined within a study.
     return answers if record.parts else [*answers, *(f"{said}." for said in effect_sentences(record))]

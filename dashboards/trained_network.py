@@ -1,4 +1,4 @@
-"""The network that a trial of a study has trained, from its checkpoint."""
+"""Loads the network that a trial of a study has trained from its checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WhichEpoch = Literal["last", "best"]
 
 
 def trained_network(record: StudyRecord, trial: str | None, epoch: WhichEpoch) -> nn.Module:
-    """What :meth:`dashboards.study_results.StudyResults.load_model` returns."""
+    """Implements :meth:`dashboards.study_results.StudyResults.load_model`."""
     record, trial = _study_of(record, trial)
     if record.folder is None or not (record.folder / TRIALS_FOLDER).is_dir():
         where = record.study["name"] if record.folder is None else display_path(record.folder)
@@ -41,13 +41,13 @@ def trained_network(record: StudyRecord, trial: str | None, epoch: WhichEpoch) -
         raise UserError(f"{where} is damaged ({damage}): restore it, or train the network again")
     state = store.load(entry)
     weights, _ = find_state(state, where)
-    # That of the checkpoint has all values filled in; those of earlier versions have none.
+    # The Recipe in the checkpoint has all values filled in; checkpoints of earlier versions contain none.
     recipe = Recipe.from_any_version(state.get("recipe", _values(record, trial)))
     use_copies_in(record.folder / COPIES_FOLDER)
     with torch.random.fork_rng(devices=[]):
         network = model_of(recipe.model, record.study["data"]["classes"])
     try:
-        network.load_state_dict(weights, assign=True)  # as they are: float64 stays float64
+        network.load_state_dict(weights, assign=True)  # unchanged: float64 stays float64
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where} does not fit the network of {trial}: {reason}") from error
@@ -55,7 +55,7 @@ def trained_network(record: StudyRecord, trial: str | None, epoch: WhichEpoch) -
 
 
 def _study_of(record: StudyRecord, trial: str | None) -> tuple[StudyRecord, str]:
-    """The study that has the trial, and its name there. Raises UserError if there is none."""
+    """Returns the study that has the trial, and the trial's name there. Raises UserError if there is none."""
     known = list(record.own_values)
     if trial is None and len(known) == 1:
         trial = known[0]
@@ -73,7 +73,7 @@ def _values(record: StudyRecord, trial: str) -> dict[str, Any]:
 
 
 def _checkpoint(record: StudyRecord, trial: str, epoch: WhichEpoch) -> tuple[CheckpointStore, Entry]:
-    """The checkpoint of an epoch's end. Raises UserError if there is none."""
+    """Returns the checkpoint of an epoch's end. Raises UserError if there is none."""
     from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
     from nfnet_ray.training.checkpoints.storage import without_secrets
 
@@ -87,7 +87,7 @@ def _checkpoint(record: StudyRecord, trial: str, epoch: WhichEpoch) -> tuple[Che
     number = epochs
     row = record.epochs.loc[(record.epochs["trial"] == trial) & (record.epochs["epoch"] == epochs)]
     if len(row) and "schedule_epochs" in row and row["schedule_epochs"].notna().all():
-        # Of several complete schedules, each has checkpoints and epochs of its own.
+        # With several complete schedules, each has its own checkpoints and epochs.
         folder /= f"epochs-{int(row['schedule_epochs'].iloc[0])}"
         number = int(row["schedule_epoch"].iloc[0])
     elsewhere = record.study.get("checkpoints")

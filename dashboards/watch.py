@@ -1,7 +1,7 @@
-"""Serves a report on this machine while its study runs, on any machine that writes into the same storage.
+"""Serves a report on this machine while its study runs on any machine that shares the storage.
 
-Nothing is written: whoever watches may have no right to. The report is made when somebody asks for it and a journal has
-grown since; the page of a running study asks again by itself (``templates/report.js``).
+Nothing is written, because the user may lack the permission. The report is rebuilt when it is requested and a journal
+has grown since; the page of a running study reloads itself (``templates/report.js``).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from nfnet_ray.places import in_words
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 
 HOST = "127.0.0.1"
-"""Other machines do not reach it; over SSH: ``ssh -L 5050:localhost:5050 HEAD``."""
+"""The address of the server, which other machines cannot reach; over SSH: ``ssh -L 5050:localhost:5050 HEAD``."""
 FIRST_PORT, PORTS_TO_TRY = 5050, 20
 _HOSTS = ("localhost", HOST)
-# At most a tenth of a core makes reports, as with those of a running study (live_report.py).
+# The largest share of a core that builds reports, as for those of a running study (live_report.py).
 _LARGEST_SHARE = 0.1
 
 
@@ -30,12 +30,12 @@ def _print(line: str) -> None:
 
 
 class WatchedPage:
-    """The latest page of some studies, made anew if a journal has grown.
+    """The latest page of some studies, rebuilt if a journal has grown.
 
     Args:
-        make: makes the page.
-        directories: of the studies.
-        say: is given a line when a journal can no longer be read, and one when it can again.
+        make: builds the page.
+        directories: the directories of the studies.
+        say: called with a line when a journal can no longer be read, and when it can be read again.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class WatchedPage:
         self._is_stale = False
 
     def latest(self) -> bytes:
-        """The page in UTF-8; the one before if a journal cannot be read, as when a shared storage is away for a moment.
+        """Returns the page in UTF-8; the previous one if a journal cannot be read, e.g. while a shared storage is away.
 
         Raises OSError or UserError if a journal cannot be read and there is no earlier page.
         """
@@ -76,14 +76,14 @@ class WatchedPage:
 
 
 def page_server(page: WatchedPage, first_port: int = FIRST_PORT) -> http.server.ThreadingHTTPServer:
-    """A server of the page under ``/`` on the first free port; its ``server_port`` says which.
+    """Returns a server of the page under ``/`` on the first free port, which is its ``server_port``.
 
     Raises UserError if no port is free.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        """Answers only under the names of this machine: a page from elsewhere may lead a browser here by a name of its
-        own, and would read the answer."""
+        """Answers only requests for the names of this machine. Otherwise a page from elsewhere could use a host name of
+        its own to lead a browser here and read the answer."""
 
         def do_GET(self) -> None:
             if self.headers.get("Host", "").rpartition(":")[0] not in _HOSTS:
@@ -102,7 +102,7 @@ def page_server(page: WatchedPage, first_port: int = FIRST_PORT) -> http.server.
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Keeps the terminal as it is."""
+            """Logs nothing, so that the terminal stays clean."""
 
     for port in range(first_port, min(first_port + PORTS_TO_TRY, 65536)):
         try:
@@ -114,7 +114,7 @@ def page_server(page: WatchedPage, first_port: int = FIRST_PORT) -> http.server.
 
 
 def watch(page: WatchedPage, first_port: int) -> None:
-    """Serves the page until Ctrl-C. Raises UserError if there is no page to serve, or no port."""
+    """Serves the page until Ctrl-C. Raises UserError if there is no page to serve, or no free port."""
     page.latest()
     with page_server(page, first_port) as server:
         _print(f"http://{_HOSTS[0]}:{server.server_port}/ shows the report, and renews it; Ctrl-C ends this")

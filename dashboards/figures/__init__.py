@@ -1,1 +1,1 @@
-"""The report's charts as Plotly figures, plain dictionaries; the page's script gives them the colours of its theme."""
+"""Builds the report's charts as Plotly figures, plain dictionaries that the page's script colours by theme."""

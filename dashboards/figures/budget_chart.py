@@ -1,6 +1,6 @@
-"""The chart of a study of budgets: the accuracy that complete schedules reach against the time that they train.
+"""Draws the chart of a study of budgets: the accuracy of complete schedules against their training time.
 
-A line joins the budgets of a setting, at the means over seeds; each seed is a small mark.
+A line joins the budgets of a setting, at the means over seeds. Each seed is a small mark.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from nfnet_ray.analysis.frontier import BUDGET, Curve, curves
 from nfnet_ray.wording import count, duration, percent
 
 _LARGEST_RATIO_LINEAR = 4.0
-"""Of the longest to the shortest time, up to which a linear axis of time shows every budget well."""
+"""The largest ratio of the longest to the shortest time for which a linear axis shows every budget well."""
 
 
 def budget_chart(record: StudyRecord) -> Figure | None:
-    """None for a study that sweeps no budget, or of which no trial has finished."""
+    """Returns the chart; None for a study that sweeps no budget, or in which no trial has finished."""
     found = curves(record)
     if not found:
         return None
-    # As in the other charts, but where the budget itself is the question each setting has its own look.
+    # As in the other charts, except that each setting has its own look if the budget itself is in question.
     by_label = record.fields[0] == BUDGET
     all_levels = levels_of(curve.label for curve in found) if by_label else levels(record)
     looks, texts = looks_of(all_levels), short_labels(all_levels.labels)

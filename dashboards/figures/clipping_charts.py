@@ -1,7 +1,7 @@
-"""The report's section on what AGC clips: a heat map of layers by epochs, a table, and the next clip factor.
+"""Builds the report's section on AGC's clipping: a heat map of layers by epochs, a table, and the next clip factor.
 
-As in :mod:`~dashboards.figures.time_charts`, a figure has no colours; the page's script gives a heat map those of the
-reader's theme.
+As in :mod:`~dashboards.figures.time_charts`, a figure has no colours; the page's script adds those of the reader's
+theme.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from nfnet_ray.wording import percent
 
 PANELS_AT_MOST = 4
 ROWS_AT_MOST = 24
-"""Of the table: the paper's six factors at four batch sizes."""
+"""The most rows of the table: the paper's six factors at four batch sizes."""
 SEPARATE_ROWS_BELOW = 80
-"""With fewer layers than this a gap between the rows tells them apart; with more it would be most of the map."""
+"""With fewer layers, gaps separate the rows of the heat map; with more, gaps would take up most of the map."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class ClippingCharts:
     """The contents of the section.
 
     Attributes:
-        panels: ``(title, figure)``: the best setting that clips, under each condition.
-        table: the share that each setting clipped in each part of the network.
-        suggestions: (condition in words, sentence) for each condition of which all trials have ended.
+        panels: ``(title, figure)`` of the best setting that clips, under each condition.
+        table: the share of units that each setting clipped in each part of the network.
+        suggestions: (condition in words, sentence) for each condition whose trials have all ended.
         command: the command that tries the suggested factors; empty if there are none.
-        remarks: what is to be known of the numbers.
+        remarks: remarks that help to interpret the numbers.
     """
 
     panels: tuple[tuple[str, Figure], ...]
@@ -52,7 +52,7 @@ class ClippingCharts:
 
 
 def clipping_charts(record: StudyRecord) -> ClippingCharts | None:
-    """The section of a study; None if nothing was counted, as in journals of earlier versions."""
+    """Returns the section of a study; None if nothing was counted, as in journals of earlier versions."""
     counted = [row for row in record.trials.to_dict("records") if record.clipping.get(row["trial"])]
     if not counted:
         return None
@@ -68,7 +68,7 @@ def clipping_charts(record: StudyRecord) -> ClippingCharts | None:
 
 
 def _panels(record: StudyRecord, counted: Sequence[Mapping[Hashable, Any]]) -> list[Mapping[Hashable, Any]]:
-    """Of each stratum the trial with the highest last accuracy among those that clip."""
+    """Returns for each stratum the trial with the highest last accuracy among those that clip."""
     chosen = []
     for stratum in strata(record):
         rivals = [
@@ -79,7 +79,7 @@ def _panels(record: StudyRecord, counted: Sequence[Mapping[Hashable, Any]]) -> l
         ]
         rivals = [row for row in rivals if _clips(record, row)]
         if rivals:
-            # One that was given up early may have been ahead at that time.
+            # A trial that was given up early may have been ahead at that time.
             chosen.append(max(rivals, key=lambda row: (row["epochs"], row["last_top1"])))
     return chosen
 
@@ -89,11 +89,11 @@ def _clips(record: StudyRecord, row: Mapping[Hashable, Any]) -> bool:
 
 
 def _figure(record: StudyRecord, row: Mapping[Hashable, Any]) -> Figure:
-    """Layers from the image downwards, epochs to the right; the colour is the share of clipped units."""
+    """Draws layers from the image downwards and epochs to the right; the colour is the share of clipped units."""
     records = clipping_of(record, str(row["trial"]))
     last = next(reversed(records.values()))
     names = [layer.name or f"{layer.part}: gains and biases" for layer in last.layers]
-    # A part's rows stand together, with its gains and biases at its end.
+    # The rows of a part are adjacent, with its gains and biases last.
     order = sorted(
         range(len(names)),
         key=lambda number: (
@@ -141,7 +141,7 @@ def _figure(record: StudyRecord, row: Mapping[Hashable, Any]) -> Figure:
 
 
 def _table(record: StudyRecord, counted: Sequence[Mapping[Hashable, Any]]) -> Table:
-    """A row for each setting: its values, and the shares of all units and by part, over its counted seeds."""
+    """Returns a row for each setting: its values, and the clipped shares of all units and by part, over its seeds."""
     settings: dict[tuple[Any, ...], list[Mapping[Hashable, Any]]] = {}
     for row in counted:
         settings.setdefault(tuple(row[field] for field in record.fields), []).append(row)
@@ -194,5 +194,5 @@ def _remarks(record: StudyRecord) -> str:
 
 
 def _rounded(value: float) -> float | None:
-    """Three significant digits, which keeps the page small."""
+    """Rounds to three significant digits, which keeps the page small."""
     return float(f"{value:.3g}") if math.isfinite(value) else None

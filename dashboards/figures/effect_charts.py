@@ -1,6 +1,6 @@
-"""What each field does, as figures. A trace names its colours in ``meta``, as in :mod:`dashboards.figures.time_charts`.
+"""Draws the effects of fields. A trace names its colours in ``meta``, as in :mod:`dashboards.figures.time_charts`.
 
-``area`` is a band, ``tone`` a line, marks or bars in the page's ``accent`` or in its ``quiet`` colour, ``heat`` a map.
+``area`` is a band, ``tone`` a line, marks or bars in the page's ``accent`` or ``quiet`` colour, ``heat`` a map.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TOP1: dict[str, Any] = {"title": {"text": "validation top-1"}, "tickformat": ".1%"}
-_NARROW = 0.06  # of a range of accuracies, above and below it
+_NARROW = 0.06  # the margin above and below a range of accuracies, as a share of it
 _LEAST_RANGE = 0.01
 
 
 def isolation_figure(table: pd.DataFrame, name: str, others: dict[str, str]) -> Figure:
-    """The best for each value of the field called ``name``; hollow where it was not trained to the end.
+    """Draws the best setting for each value of the field ``name``; hollow if not trained to the end.
 
     Args:
         others: {dotted name: short name} of the other fields.
@@ -77,9 +77,9 @@ def isolation_figure(table: pd.DataFrame, name: str, others: dict[str, str]) -> 
 
 
 def response_figure(response: Response) -> Figure:
-    """The settings, the fitted curve with its band, its optimum, and the values without a place at the right or left.
+    """Draws the settings, the fitted curve with band and optimum, and values without a place at the sides.
 
-    The part of the axis is that of the curve: settings far below are not in it.
+    The Y axis covers the curve, so settings far below it are not visible.
     """
     bottom, top = _heights(response)
     axis = _ResponseAxis.of(response)
@@ -103,8 +103,8 @@ class _ResponseAxis:
     """The axis of a response.
 
     Attributes:
-        values: of the field, upwards.
-        apart: {label of a value that has no place on the axis: where it is drawn}.
+        values: the values of the field, in ascending order.
+        apart: {label of a value without a place on the axis: the position at which it is drawn}.
     """
 
     values: Sequence[float]
@@ -122,7 +122,7 @@ class _ResponseAxis:
         return replace(axis, apart=apart)
 
     def _moved(self, value: float, steps: float) -> float:
-        """The value that is some steps, of 12% of the axis, to the right."""
+        """Returns the value that lies this number of steps, of 12% of the axis, to the right."""
         low, high = self.values[0], self.values[-1]
         if self.is_logarithmic:
             return value * math.exp(steps * (math.log(high / low) * 0.12))
@@ -133,7 +133,7 @@ class _ResponseAxis:
         drawn = [low, high, *self.apart.values()]
         ends = self._moved(min(drawn), -0.5), self._moved(max(drawn), 0.5)
         labels = {value: value_label(value) for value in self.values}
-        if len(self.values) > LABELS_AT_MOST:  # its ends and its middle
+        if len(self.values) > LABELS_AT_MOST:  # label only its ends and its middle
             middle = math.sqrt(low * high) if self.is_logarithmic else (low + high) / 2
             labels = {value: f"{value:.2g}" for value in (low, middle, high)}
         labels |= {place: label for label, place in self.apart.items()}
@@ -149,7 +149,7 @@ class _ResponseAxis:
 
 
 def _fitted_curve(response: Response) -> list[dict[str, Any]]:
-    """The band, and the curve in it."""
+    """Returns the traces of the band and of the curve in it."""
     curve = response.curve
     assert curve is not None
     return [
@@ -176,7 +176,7 @@ def _fitted_curve(response: Response) -> list[dict[str, Any]]:
 
 
 def _settings(response: Response, axis: _ResponseAxis) -> dict[str, Any]:
-    """A mark for each setting, and for each value that lies apart."""
+    """Returns a mark for each setting, and for each value without a place on the axis."""
     name = response.names[response.field]
     by_label = {one.label: one for one in response.apart}
     marks = [(value, value_label(value), top1, low, high) for value, top1, low, high in response.points]
@@ -207,7 +207,7 @@ def _settings(response: Response, axis: _ResponseAxis) -> dict[str, Any]:
 
 
 def _optimum(response: Response) -> dict[str, Any]:
-    """The optimum, with its interval along the axis."""
+    """Returns the optimum, with its interval along the axis."""
     at = (
         f"optimum {response.optimum:.3g} (95% interval {response.low:.2g} to {response.high:.2g})"
         f"\nfitted top-1 {percent(response.top1)}"
@@ -233,7 +233,7 @@ def _optimum(response: Response) -> dict[str, Any]:
 
 
 def _heights(response: Response) -> tuple[float, float]:
-    """The lowest and the highest accuracy to be seen; settings and values apart that lie far below may not be."""
+    """Returns the lowest and the highest visible accuracy; settings and values apart far below may not be visible."""
     curve, apart = response.curve, response.apart
     assert curve is not None
     elsewhere = [value for shift in response.shifts[:1] for own in shift.curves for value in own]
@@ -248,7 +248,7 @@ def _heights(response: Response) -> tuple[float, float]:
 
 
 def _part_at_the_optimum(response: Response, height: float) -> list[float] | None:
-    """The accuracies of the curve's band within the interval of the optimum; None if that is much of the ``height``."""
+    """Returns the range of the band within the optimum's interval; None if that is much of the ``height``."""
     assert response.curve is not None
     near = [
         bound
@@ -261,7 +261,7 @@ def _part_at_the_optimum(response: Response, height: float) -> list[float] | Non
 
 
 def _moved_curves(response: Response) -> list[dict[str, Any]]:
-    """The curve at two values of the first field that moves the optimum, each of which is said at its end."""
+    """Returns the curve at two values of the first field that moves the optimum, labelled at the ends."""
     assert response.curve is not None
     traces = []
     for shift in response.shifts[:1]:
@@ -287,7 +287,7 @@ def _moved_curves(response: Response) -> list[dict[str, Any]]:
 
 
 def below_the_chart(response: Response, figure: Figure) -> int:
-    """How many settings of a response have an accuracy below what its figure shows."""
+    """Returns the number of settings of a response whose accuracy is below what its figure shows."""
     bottom = figure["layout"]["yaxis"]["range"][0]
     return sum(point[1] < bottom for point in response.points) + sum(
         one.top1 < bottom for one in response.apart
@@ -295,7 +295,7 @@ def below_the_chart(response: Response, figure: Figure) -> int:
 
 
 def importance_figure(table: pd.DataFrame, names: dict[str, str]) -> Figure:
-    """A bar for each field and stage, side by side, the most important field of the first stage at the top."""
+    """Draws a bar for each field and stage, with the most important field of the first stage at the top."""
     stages = [str(where) for where in dict.fromkeys(table.dropna(subset=["importance"])["where"])]
     first = table[table["where"] == stages[0]].sort_values("importance", kind="stable", na_position="first")
     fields = first["field"].tolist()
@@ -343,7 +343,7 @@ def importance_figure(table: pd.DataFrame, names: dict[str, str]) -> Figure:
 
 
 def best_so_far_figure(table: pd.DataFrame, accelerator: str) -> Figure:
-    """The best so far as a staircase over the epochs of all trials, with its band."""
+    """Draws the best accuracy so far as a staircase over the epochs of all trials, with its band."""
     rows = table.to_dict("records")
     x = [row["epochs"] for row in rows]
     is_mean = rows[0]["band"] == ORDERS
@@ -395,7 +395,7 @@ def best_so_far_figure(table: pd.DataFrame, accelerator: str) -> Figure:
 
 
 def pair_figure(table: pd.DataFrame, names: dict[str, str]) -> Figure:
-    """The accuracy for each pair of values of two fields; ``table`` is of one pair."""
+    """Draws the accuracy for each pair of values of two fields; ``table`` contains only one pair of fields."""
     across, down = list(dict.fromkeys(table["value_a"])), list(dict.fromkeys(table["value_b"]))
     cells = {(row["value_a"], row["value_b"]): row for row in table.to_dict("records")}
     grid = [[cells.get((a, b)) for a in across] for b in down]

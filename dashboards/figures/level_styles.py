@@ -1,9 +1,9 @@
-"""The looks of a field's values in the report's charts: colours that can be told apart, dashes, markers.
+"""The looks of a field's values in the report's charts: distinguishable colours, dashes and markers.
 
-Colours differ between the light and the dark page. Numbers are a sequence from Plotly's Plasma scale, which grows
-evenly in lightness and so keeps its order for colour-blind readers and in print; the steps are equally far apart for
-the eye. Words, such as names of networks, have no order: colour, dash and marker together tell any twelve apart. None
-and an absent value are grey and dotted, since they are not one more number.
+Colours differ between the light and the dark page. Numbers have colours from Plotly's Plasma scale, whose lightness
+increases evenly, so the order is visible to colour-blind readers and in print; the steps are perceptually equal. Words,
+such as names of networks, have no order: colour, dash and marker together distinguish any twelve. None and an absent
+value are grey and dotted, because they are not numbers.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from typing import Any
 from nfnet_ray.analysis.effects.levels import group_labels, grouped
 
 LEVELS_AT_MOST = 12
-"""With more numbers than this, as in a random search, neighbours share a look."""
+"""With more numbers, as in a random search, neighbouring numbers share a look."""
 _GROUPS = 8
 LABEL_CHARACTERS = 32
-"""On axes and at the ends of curves, where a longer label would leave no room for the curves."""
+"""The longest label on axes and at the ends of curves. Longer labels would leave no room for the curves."""
 
 PAPER = {"light": "#ffffff", "dark": "#161615"}
-"""What the page's style sheet calls ``--paper``."""
+"""The colours that the page's style sheet calls ``--paper``."""
 INK = {"light": "#1c1c1a", "dark": "#ecece6"}
-"""What the page's style sheet calls ``--ink``."""
+"""The colours that the page's style sheet calls ``--ink``."""
 READABLE_CONTRAST = 3.0
 """The least contrast of a line against the page: WCAG 2.2, success criterion 1.4.11."""
 
 _GREY = {"light": "#767676", "dark": "#9a9a9a"}
-# After Okabe and Ito's palette, darker on the light page and lighter on the dark one until the contrast is enough.
+# Okabe and Ito's palette, darkened on the light page and lightened on the dark one until the contrast suffices.
 _UNORDERED = {
     "light": ("#0072b2", "#d55e00", "#00805f", "#b8478f", "#6a3fc0", "#8a6d00"),
     "dark": ("#56b4e9", "#e69f00", "#2fbf8f", "#e08bbd", "#f0e442", "#b9a3ff"),
 }
 _DASHES = ("solid", "dash", "dashdot", "longdash")
-# As many as share no factor with the six colours, so that neighbours differ in both.
+# Their number shares no factor with the six colours, so that neighbours differ in both.
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down")
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The values of a swept field, in the order of legends and axes: numbers upwards, then words, none, and absent.
+    """The values of a swept field in the order of legends and axes: ascending numbers, words, none, and absent.
 
     Attributes:
-        labels: what each level is called.
-        index: {value: number of its level}.
-        ordered: whether all but none and absent are numbers.
-        outside: how many at the end are none or absent.
+        labels: the name of each level.
+        index: {value: index of its level}.
+        ordered: whether all levels except none and absent are numbers.
+        outside: the number of levels at the end that are none or absent.
     """
 
     labels: tuple[str, ...]
@@ -63,7 +63,7 @@ class Levels:
 
 @dataclass(frozen=True)
 class Look:
-    """How one level is drawn: Plotly's names of its dash and of its marker, and a colour for each theme."""
+    """The look of one level: Plotly's names of its dash and its marker, and a colour for each theme."""
 
     light: str
     dark: str
@@ -72,7 +72,7 @@ class Look:
 
 
 def levels_of(values: Iterable[Any]) -> Levels:
-    """The levels of these values; beyond :data:`LEVELS_AT_MOST` numbers, groups of about equally many values."""
+    """Returns the levels of these values; more than :data:`LEVELS_AT_MOST` numbers form groups of about equal size."""
     numbers, words, outside = grouped(values, LEVELS_AT_MOST, _GROUPS)
     groups = [*numbers, *words, *outside]
     return Levels(
@@ -84,13 +84,13 @@ def levels_of(values: Iterable[Any]) -> Levels:
 
 
 def looks_of(levels: Levels) -> list[Look]:
-    """The look of each level; of the one line there is where nothing was swept."""
+    """Returns the look of each level, or of the single line if no field was swept."""
     count = max(1, len(levels)) - levels.outside
     looks = []
     if levels.ordered:
         scales = {theme: _even_steps(count, theme) for theme in PAPER}
         for number in range(count):
-            # With few colours the steps between them are large enough by themselves.
+            # With few colours, the steps between them are sufficiently large without dashes.
             dash = "dash" if count > 5 and number % 2 else "solid"
             looks.append(
                 Look(scales["light"][number], scales["dark"][number], dash, _SYMBOLS[number % len(_SYMBOLS)])
@@ -106,20 +106,20 @@ def looks_of(levels: Levels) -> list[Look]:
 
 
 def contrast(color: str, paper: str) -> float:
-    """WCAG's contrast ratio of two ``#rrggbb`` colours, 1 to 21."""
+    """Returns WCAG's contrast ratio of two ``#rrggbb`` colours, 1 to 21."""
     dark, light = sorted(_xyz(each)[1] for each in (color, paper))
     return (light + 0.05) / (dark + 0.05)
 
 
 def color_distance(a: str, b: str) -> float:
-    """How different two ``#rrggbb`` colours look: their distance in CIELAB (ΔE of 1976)."""
+    """Returns the perceptual difference of two ``#rrggbb`` colours: their distance in CIELAB (ΔE of 1976)."""
     return math.dist(_lab(a), _lab(b))
 
 
 def short_labels(labels: Sequence[str], most: int = LABEL_CHARACTERS) -> list[str]:
-    """The labels with at most ``most`` characters each; those that begin alike keep their ends, too.
+    """Shortens labels to at most ``most`` characters; labels with the same beginning keep their ends, too.
 
-    Each is one line.
+    Each label becomes one line.
 
     >>> short_labels(["classifier.weight", "stem.conv1.weight", "stem.conv1.gain", "none"], 9)
     ['classifi…', 'stem…ight', 'stem…gain', 'none']
@@ -134,7 +134,7 @@ def short_labels(labels: Sequence[str], most: int = LABEL_CHARACTERS) -> list[st
 
 
 def _even_steps(count: int, theme: str) -> list[str]:
-    """Colours of the readable part of Plasma, from its blue end on, each as far from the next."""
+    """Returns colours from the readable part of Plasma, from its blue end, in equal perceptual steps."""
     readable, along = _readable(theme)
     places = [along[-1] * step / max(1, count - 1) for step in range(count)]
     return [
@@ -144,7 +144,7 @@ def _even_steps(count: int, theme: str) -> list[str]:
 
 @functools.cache
 def _readable(theme: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """The colours of Plasma that can be read, and how far along each is."""
+    """Returns the readable colours of Plasma, and the distance of each along the scale."""
     from plotly.colors import sample_colorscale
 
     scale = [_hex(color) for color in sample_colorscale("Plasma", [i / 255 for i in range(256)])]
@@ -154,12 +154,12 @@ def _readable(theme: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
 
 
 def _hex(color: str) -> str:
-    """``rgb(13, 8, 135)`` as ``#0d0887``."""
+    """Converts ``rgb(13, 8, 135)`` to ``#0d0887``."""
     return "#" + "".join(f"{round(float(part)):02x}" for part in color[4:-1].split(","))
 
 
 def _xyz(color: str) -> Sequence[float]:
-    """CIE XYZ of an sRGB colour (IEC 61966-2-1), with white's Y at 1."""
+    """Returns CIE XYZ of an sRGB colour (IEC 61966-2-1), with white's Y at 1."""
     channels = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return (
@@ -170,7 +170,7 @@ def _xyz(color: str) -> Sequence[float]:
 
 
 def _lab(color: str) -> tuple[float, float, float]:
-    """CIELAB of an sRGB colour, for the white point D65."""
+    """Returns CIELAB of an sRGB colour, for the white point D65."""
 
     def scaled(share: float) -> float:
         return share ** (1 / 3) if share > 0.008856 else 7.787 * share + 16 / 116

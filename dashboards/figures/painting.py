@@ -1,7 +1,7 @@
-"""The colours of the charts: a trace says in ``meta`` what it shows, and here it is given the names of its colours.
+"""Gives traces the names of their colours, according to what their ``meta`` says that they show.
 
-A colour depends on whether the reader's screen is light or dark, so a painted figure has names, ``@accent`` or
-``@level-3``, where Plotly takes colours; ``@accent/22`` has the opacity 0x22 of 0xff. The page's script replaces them
+A colour depends on whether the reader's screen is light or dark, so a painted figure has names, such as ``@accent`` or
+``@level-3``, in place of Plotly's colours; ``@accent/22`` has the opacity 0x22 of 0xff. The page's script replaces them
 by the colours of the reader's theme, and :func:`themed` by those of one theme, for a notebook or a file.
 
 ====================== ==============================================================================================
@@ -56,7 +56,7 @@ _AREA_OPACITY = "22"
 
 
 def all_colors(theme: Theme, looks: Sequence[Look], shades: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """{name: colour} of a theme, with those of the levels and of the shades."""
+    """Returns {name: colour} of a theme, including the colours of the levels and of the shades."""
     return {
         **COLORS[theme],
         **{f"level-{number}": getattr(look, theme) for number, look in enumerate(looks)},
@@ -65,12 +65,12 @@ def all_colors(theme: Theme, looks: Sequence[Look], shades: Mapping[str, Sequenc
 
 
 def painted(figure: Figure) -> Figure:
-    """The same figure with the names of its colours."""
+    """Returns the figure with the names of its colours."""
     return {**figure, "data": [_painted(trace) for trace in figure["data"]]}
 
 
 def themed(value: Any, colors: Mapping[str, str]) -> Any:
-    """A painted figure, or a part of it, with colours in place of their names."""
+    """Returns a painted figure, or a part of it, with colours in place of their names."""
     if isinstance(value, dict):
         as_they_are = {"meta", *TEXTS}
         return {key: inner if key in as_they_are else themed(inner, colors) for key, inner in value.items()}
@@ -130,7 +130,7 @@ def _toned(trace: Mapping[str, Any], color: str) -> dict[str, Any]:
 
 
 def _with(trace: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """A copy with further entries; those of a dictionary are added to what it has."""
+    """Returns a copy with further entries; dictionaries are merged with existing ones."""
     added = {
         key: {**trace.get(key, {}), **value} if isinstance(value, dict) else value
         for key, value in more.items()

@@ -1,7 +1,7 @@
-"""Every setting as a line across an axis for each swept field, and one for the accuracy that it reached.
+"""Draws every setting as a line across an axis for each swept field, and one for its accuracy.
 
-``none`` and an absent field have places of their own on their axes. The lines are ordinary traces: Plotly's own
-parallel coordinates draw with WebGL, for which regl compiles text to code, which the page's policy forbids.
+``none`` and an absent field have their own places on their axes. The lines are ordinary traces, because Plotly's
+parallel coordinates use WebGL, for which regl compiles text to code, which the page's policy forbids.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from nfnet_ray.wording import percent
 
 FEWEST_SETTINGS = 4
 BEST_SHARE = 0.1
-"""Of the settings that reached the end, those whose lines are accented; one at least."""
+"""The share of the settings that reached the end whose lines are accented; at least one."""
 _LABELS_AT_MOST = 12
 _LABEL_CHARACTERS = 12
 _CHARACTERS_SIDE_BY_SIDE = 45
-"""Of all names of axes; longer ones are turned."""
+"""The most characters of all axis names together; if there are more, the names are turned."""
 _LOST_PLACE = 0.0
 _LOWEST_PLACE = 0.12
-"""Of an accuracy, above the place of settings that were lost."""
+"""The lowest place of an accuracy, above the place of settings that were lost."""
 
 
 def parallel_coordinates(record: StudyRecord, outcomes: Sequence[Outcome]) -> Figure | None:
-    """None where fewer than two fields have several values, for a list of points, and of fewer than four settings."""
+    """Returns the figure; None for a list of points, fewer than two fields with several values, or too few settings."""
     fields = [field for field in record.fields if record.trials[field].nunique(dropna=False) > 1]
     if len(fields) < 2 or has_points(record) or len(outcomes) < FEWEST_SETTINGS:
         return None
@@ -72,7 +72,7 @@ def parallel_coordinates(record: StudyRecord, outcomes: Sequence[Outcome]) -> Fi
 
 @dataclass(frozen=True)
 class _Axes:
-    """An axis for each field, and behind them one for the accuracy, from ``low`` to ``high``."""
+    """An axis for each field, followed by one for the accuracy, from ``low`` to ``high``."""
 
     record: StudyRecord
     of_fields: Mapping[str, SettingAxis]
@@ -82,7 +82,7 @@ class _Axes:
     def lines(
         self, outcomes: Sequence[Outcome], tone: str, width: float, dash: str, opacity: float
     ) -> dict[str, Any]:
-        """The settings, as one trace with gaps."""
+        """Returns the settings as one trace with gaps."""
         x: list[float | None] = []
         y: list[float | None] = []
         hover: list[str] = []
@@ -104,7 +104,7 @@ class _Axes:
         }
 
     def _height(self, outcome: Outcome) -> float:
-        """The place of a setting on the axis of the accuracy."""
+        """Returns the place of a setting on the axis of the accuracy."""
         if outcome.kind == "lost":
             return _LOST_PLACE
         width = self.high - self.low
@@ -112,7 +112,7 @@ class _Axes:
         return round(_LOWEST_PLACE + (1 - _LOWEST_PLACE) * share, 4)
 
     def ticks(self, has_lost: bool) -> dict[str, Any]:
-        """The ticks of all axes with their labels, as one trace."""
+        """Returns the ticks of all axes with their labels, as one trace."""
         ticks = [
             *(_ticks(axis) for axis in self.of_fields.values()),
             _accuracy_ticks(self.low, self.high, has_lost),
@@ -133,7 +133,7 @@ class _Axes:
 
 
 def _share(axis: SettingAxis, value: Any) -> float:
-    """Where on the axis a value is, from 0 at its lower end to 1."""
+    """Returns the position of a value on the axis, from 0 at the lower end to 1."""
     low, high = axis.layout["range"]
     return round((axis.place(value) - low) / (high - low), 4)
 

@@ -1,4 +1,4 @@
-"""A chart of the report as a Plotly figure that needs no page around it: with colours, a legend, and all panels."""
+"""Converts a chart of the report to a stand-alone Plotly figure, with colours, a legend, and all panels."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MARGIN = {"l": 70, "r": 20, "t": 50, "b": 60}
 def plotly_figure(
     panels: Sequence[tuple[str, Figure]], labels: Sequence[str], colors: Mapping[str, str], theme: Theme
 ) -> PlotlyFigure:
-    """One figure of all panels.
+    """Returns one figure with all panels.
 
     Args:
-        panels: (title, figure) of each, with roles in place of colours.
-        labels: of the levels that traces are of, for the legend.
+        panels: (title, figure) of each panel, with names in place of colours.
+        labels: the labels of the levels of traces, for the legend.
         colors: {name: colour} of the theme.
     """
     from plotly.subplots import make_subplots
@@ -66,14 +66,14 @@ def plotly_figure(
 
 
 def shown_at_first(figure: Figure) -> Figure:
-    """The traces that the report shows before a button is pressed: of many trials, the best and their spread."""
+    """Keeps the traces that the report shows before a button is pressed: of many trials, the best and their spread."""
     return {**figure, "data": [trace for trace in figure["data"] if not trace["meta"].get("all")]}
 
 
 def _stand_alone(
     trace: dict[str, Any], labels: Sequence[str], named: set[str], *, is_last: bool
 ) -> dict[str, Any]:
-    """The trace under the name of its level, with an entry in the legend if it is the first of that name."""
+    """Returns the trace under the name of its level, with an entry in the legend for the first trace of that name."""
     meta = trace["meta"]
     rest = {key: value for key, value in trace.items() if key not in ("meta", "name")}
     if trace["type"] == "heatmap":

@@ -1,4 +1,4 @@
-"""The axis of a swept field: a place for each listed value, or a linear or logarithmic axis for a range."""
+"""Builds the axis of a swept field: a place for each listed value, or a linear or logarithmic axis for a range."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from nfnet_ray.tracking.labels import ABSENT, value_label
 from nfnet_ray.tracking.swept import swept_range
 
 LABELS_AT_MOST = 8
-"""Labels of a range, which do not touch each other on a chart of half the page's width."""
-_LONG_LABEL = 6  # characters; longer labels are turned, since Plotly leaves out one that does not fit
+"""The most labels of a range, so that they do not touch each other on a chart of half the page's width."""
+_LONG_LABEL = 6  # characters; longer labels are turned, as Plotly leaves out one that does not fit
 _MARGIN = 0.06  # of the axis, on both sides of a range
 
 
 @dataclass(frozen=True)
 class SettingAxis:
-    """Where a field's values are on the X axis.
+    """The places of a field's values on the X axis.
 
     Attributes:
-        place: the place of a value.
-        layout: the axis as Plotly takes it.
-        is_range: whether it shows numbers of a range; else each value has a place of its own.
+        place: returns the place of a value.
+        layout: the axis in Plotly's format.
+        is_range: whether the axis shows numbers of a range; otherwise each value has a separate place.
     """
 
     place: Callable[[Any], float]
@@ -34,7 +34,7 @@ class SettingAxis:
 
 
 def setting_axis(record: StudyRecord, field: str) -> SettingAxis:
-    """The axis of a swept field. None, and a field that is absent from a point, are at the right of a range."""
+    """Returns the axis of a swept field. None, and an absent field, are placed at the right of a range."""
     values = levels_of(record.trials[field])
     described = swept_range(record.study, field)
     if described is None:
@@ -50,7 +50,7 @@ def axis_of_levels(title: str, values: Levels) -> SettingAxis:
 
 
 def ticks_of(categories: Sequence[str]) -> dict[str, Any]:
-    """The ticks of an axis of categories, whose labels may be long."""
+    """Returns the ticks of an axis of categories, whose labels may be long."""
     return {"tickmode": "array", "tickvals": list(categories), "ticktext": short_labels(categories)}
 
 
@@ -69,7 +69,7 @@ def _axis_of_range(
         [value_label(tick) for tick in (*ticks, *outside)],
     )
     end = max([right, *places.values()])
-    # Earlier values of a study that was extended may lie outside of its range.
+    # After an extension, earlier values of a study may lie outside its range.
     return SettingAxis(
         lambda value: places[value] if value in places else scale(value),
         {**layout, "range": [left - _MARGIN * width, end + _MARGIN * width]},
@@ -90,7 +90,7 @@ def _layout(title: str, places: list[float], labels: list[str]) -> dict[str, Any
 
 
 def _logarithmic_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten within the range, or the powers alone, or its ends where there are not two."""
+    """Returns 1, 2 and 5 times powers of ten within the range; else only powers, or its ends if there are too few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1,)):
         ticks = [float(f"{factor}e{power}") for power in powers for factor in factors]
@@ -101,7 +101,7 @@ def _logarithmic_ticks(low: float, high: float) -> list[float]:
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten within the range."""
+    """Returns multiples of 1, 2 or 5 times a power of ten within the range."""
     power = math.floor(math.log10((high - low) / LABELS_AT_MOST))
     for factor, more in ((1, 0), (2, 0), (5, 0), (1, 1), (2, 1)):
         step = float(f"{factor}e{power + more}")

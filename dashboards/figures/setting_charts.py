@@ -1,4 +1,4 @@
-"""The outcome of each setting of a study: a mark in a chart, and a cell in a table of the first two swept fields."""
+"""Draws the outcome of each setting of a study: a mark in a chart, and a cell in a table of two swept fields."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ STRATUM_MARKS = (
     ("triangle-down", "▼"),
     ("star", "★"),
 )
-"""(Plotly's symbol, the letter for it) of the strata, in their order; as many as :data:`PANELS_AT_MOST`."""
+"""(Plotly's symbol, the letter for it) of the strata, in their order; :data:`PANELS_AT_MOST` of them."""
 LABELLED_AT_MOST = 40
-"""With more hollow marks than this the number of epochs is shown under the pointer only."""
+"""With more hollow marks, the number of epochs is only shown under the pointer."""
 SETTING = "setting"
-"""The name of the axis on which a list of points is side by side."""
+"""The name of the axis on which the points of a list are side by side."""
 HEADING_CHARACTERS = 10
-"""Longer values of the first field are the rows of the table, where there is room for them."""
+"""If values of the first field are longer, they are the rows of the table, where there is room for them."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 Kind = Literal["finished", "partial", "lost"]
@@ -51,11 +51,11 @@ class Outcome:
     """The outcome of one setting.
 
     Attributes:
-        kind: ``finished`` is comparable with the other finished ones; ``partial`` has an accuracy after fewer epochs
-            (stopped early, running, interrupted); ``lost`` diverged or failed, for one seed at least.
+        kind: ``finished``: comparable with other finished settings; ``partial``: has an accuracy after fewer epochs
+            (stopped early, running, interrupted); ``lost``: at least one seed diverged or failed.
         state: the state of the trial that decided on ``kind``, in words.
-        top1: mean over seeds after ``epochs`` epochs, a fraction; NaN where it was lost.
-        result: with the interval, of a finished one.
+        top1: the mean over seeds after ``epochs`` epochs, a fraction; NaN if the setting was lost.
+        result: the result with its interval, for a finished setting.
     """
 
     point: Mapping[str, Any]
@@ -67,7 +67,7 @@ class Outcome:
 
 
 def setting_outcomes(record: StudyRecord, results: Sequence[SettingResult]) -> list[Outcome]:
-    """The outcome of each setting that has one, in the order of the study's space, given the finished ones."""
+    """Returns the outcome of each setting that has one, in the order of the study's space, given the finished ones."""
     finished = {tuple(result.point.values()): result for result in results}
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for trial in record.trials.to_dict("records"):
@@ -95,7 +95,7 @@ def setting_outcomes(record: StudyRecord, results: Sequence[SettingResult]) -> l
             epochs = min(trial["epochs"] for trial in lost)
             outcomes.append(Outcome(point, "lost", state_words(record, lost[0]["state"]), math.nan, epochs))
         elif begun:
-            # Seeds may have got to different epochs: the last one that all of them have.
+            # Seeds may have reached different epochs: use the last epoch that all of them have reached.
             least = min(begun, key=lambda trial: int(trial["epochs"]))
             values = [top1.get((trial["trial"], least["epochs"]), math.nan) for trial in begun]
             mean = sum(values) / len(values)
@@ -107,14 +107,14 @@ def setting_outcomes(record: StudyRecord, results: Sequence[SettingResult]) -> l
 
 @dataclass(frozen=True)
 class SettingsChart:
-    """Accuracy of each setting against a swept field.
+    """A chart of the accuracy of each setting against a swept field.
 
     Attributes:
-        field: dotted name of that field, or :data:`SETTING`.
-        strata: (letter, label) of the marks of each stratum; empty where one mark stands for all of them.
-        partial_epochs: the numbers of epochs at which there is a hollow mark.
+        field: dotted name of the field, or :data:`SETTING`.
+        strata: (letter, label) of the marks of each stratum; empty if one mark is used for all of them.
+        partial_epochs: the numbers of epochs for which there is a hollow mark.
         has_finished, has_lost: whether there are marks of these kinds.
-        has_intervals: whether the finished ones have their intervals.
+        has_intervals: whether finished settings are drawn with their intervals.
     """
 
     field: str
@@ -127,10 +127,10 @@ class SettingsChart:
 
 
 def settings_charts(record: StudyRecord, outcomes: Sequence[Outcome]) -> list[SettingsChart]:
-    """A chart against the first swept field, and one against each other field with a range.
+    """Returns a chart against the first swept field, and one against each other field with a range.
 
-    Of a list of points there is one chart, which has them side by side. None where there are not two settings to
-    compare.
+    For a list of points there is one chart, in which they are side by side. The list is empty if there are fewer than
+    two settings.
     """
     if len(outcomes) < 2 or not record.fields:
         return []
@@ -151,12 +151,12 @@ def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str
     known += [bound for result in finished if apart for bound in (result.low, result.high)]
     low, high = min(known, default=0.0), max(known, default=1.0)
     margin = max(0.01, 0.07 * (high - low))
-    # Lost settings have no accuracy: their marks form a separate row below all the others.
+    # Lost settings have no accuracy, so their marks form a separate row below all others.
     floor = low - margin
     range_ = [floor - margin / 2 if has_lost else max(-0.005, low - margin), min(1.005, high + margin)]
     # Of many numbers several share a place: labels would hide each other, and a line would go up and down there.
     grouped = not axis.is_range and len(all_levels.index) > len(all_levels)
-    # Where all were given up after the same epoch, the caption says so.
+    # If all were given up after the same epoch, the caption says so.
     differ = len(set(partial_epochs)) > 1
     others_are_conditions = set(record.fields) <= {record.fields[0], *record.conditions}
     marks = _Marks(
@@ -200,7 +200,7 @@ def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str
 
 
 def _better_half(finished: Sequence[SettingResult]) -> list[float] | None:
-    """The accuracies of the better half of the settings, with their intervals; None of a single one."""
+    """Returns the accuracies of the better half of the settings, with intervals; None for a single setting."""
     if len(finished) < 2:
         return None
     median = sorted(result.top1 for result in finished)[len(finished) // 2]
@@ -212,14 +212,14 @@ def _better_half(finished: Sequence[SettingResult]) -> list[float] | None:
 
 @dataclass(frozen=True)
 class _Marks:
-    """How the settings of a chart are drawn.
+    """The style in which the settings of a chart are drawn.
 
     Attributes:
         conditions: {field: value} of each stratum.
-        apart: whether strata have marks of their own, side by side, with intervals.
+        apart: whether each stratum has its own marks, side by side, with intervals.
         floor: the place of settings without an accuracy.
         has_epochs: whether hollow marks are labelled with their epochs.
-        has_lines: whether finished settings of a stratum are joined.
+        has_lines: whether finished settings of a stratum are joined by lines.
     """
 
     record: StudyRecord
@@ -233,7 +233,7 @@ class _Marks:
     has_lines: bool
 
     def of_stratum(self, number: int, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-        """The traces of a stratum, or of all settings where strata are not apart: one of each kind of outcome."""
+        """Returns the traces of a stratum, or of all settings if strata are not apart: one for each kind of outcome."""
         by_kind: dict[Kind, list[Outcome]] = {"finished": [], "partial": [], "lost": []}
         for outcome in sorted(outcomes, key=self._level):
             by_kind[outcome.kind].append(outcome)
@@ -281,7 +281,7 @@ class _Marks:
         return trace
 
     def _places(self, number: int, rows: Sequence[Outcome]) -> list[float]:
-        """Within the room of a level, strata are side by side, or spread where they are not apart."""
+        """Places strata side by side within the width of a level, or spreads them if they are not apart."""
         if self.axis.is_range:
             shifts = [0.0] * len(rows)
         elif self.apart:
@@ -306,9 +306,9 @@ class HeatMap:
     Attributes:
         across, down: dotted names of the fields. The first one is across, unless its values are long words.
         columns, rows: the levels of the field across and of the one down.
-        cells: ``cells[row][column]``, None where nothing is known.
+        cells: ``cells[row][column]``; None if nothing is known.
         others: names of the swept fields over which the best was taken.
-        grouped: whether a row or a column stands for several values.
+        grouped: whether a row or a column represents several values.
     """
 
     across: str
@@ -321,10 +321,9 @@ class HeatMap:
 
 
 def heat_map(record: StudyRecord, outcomes: Sequence[Outcome]) -> HeatMap | None:
-    """The table of the first field and the first condition, or the second field if there is no condition.
+    """Returns the table of the first field and the first condition, or the second field without conditions.
 
-    None where fewer than two fields were swept, where both have a range, where nothing is known yet, and for a list of
-    points.
+    None for fewer than two swept fields, if both have a range, if nothing is known yet, and for a list of points.
     """
     if len(record.fields) < 2 or not outcomes or has_points(record):
         return None
@@ -360,7 +359,7 @@ def heat_map(record: StudyRecord, outcomes: Sequence[Outcome]) -> HeatMap | None
 
 
 def heat_map_figure(record: StudyRecord, cells: HeatMap) -> Figure:
-    """The table as a Plotly figure: colours for settings that reached the end, words for the others."""
+    """Returns the table as a Plotly figure, with colours for settings that reached the end and words for others."""
     known = [one.top1 for row in cells.cells for one in row if one and one.kind == "finished"]
 
     def text(outcome: Outcome | None) -> str:
@@ -412,7 +411,7 @@ def heat_map_figure(record: StudyRecord, cells: HeatMap) -> Figure:
 def _jitter(
     rows: Sequence[Outcome], conditions: Sequence[Mapping[str, Any]], fields: Sequence[str]
 ) -> list[float]:
-    """A place for each stratum within the room of a level, the same in each level."""
+    """Returns a place for each stratum within the width of a level, the same in each level."""
     places = {tuple(stratum.values()): number for number, stratum in enumerate(conditions)}
     last = max(1, len(places) - 1)
     return [0.7 * (places[tuple(row.point[field] for field in fields)] / last - 0.5) for row in rows]
@@ -421,7 +420,7 @@ def _jitter(
 def _line(
     trace: Mapping[str, Any], rows: Sequence[Outcome], question: str, all_levels: Levels, dash: str
 ) -> list[dict[str, Any]]:
-    """A line through the finished settings; none between words, and none to none: they have no order."""
+    """Draws a line through the finished settings, except through words and none, which have no order."""
     places = [i for i, row in enumerate(rows) if row.point[question] is not None]
     if not all_levels.ordered or len(places) < 2:
         return []
@@ -439,7 +438,7 @@ def _line(
 
 
 def outcome_in_words(record: StudyRecord, outcome: Outcome) -> str:
-    """What is under the pointer: the setting, its accuracy with the interval, and its seeds."""
+    """Returns the text under the pointer: the setting, its accuracy with the interval, and its seeds."""
     words = [point_label(outcome.point, record.names)]
     if outcome.result is not None:
         result = outcome.result
@@ -456,5 +455,5 @@ def outcome_in_words(record: StudyRecord, outcome: Outcome) -> str:
 
 
 def epochs_of(record: StudyRecord, epochs: int) -> str:
-    """``4 of 8 epochs``."""
+    """Formats epochs, such as ``4 of 8 epochs``."""
     return f"{epochs} of {count(record.study['epochs'], 'epoch')}"

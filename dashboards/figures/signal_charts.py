@@ -1,8 +1,8 @@
-"""The report's charts of signal propagation: variance over depth, a curve for each measured epoch.
+"""Draws the report's charts of signal propagation: variance over depth, with a curve for each measured epoch.
 
-As in :mod:`~dashboards.figures.time_charts`, a trace names in ``meta`` what it is and the page's script colours it:
-``shade`` is the place of its epoch in :attr:`SignalCharts.epochs`, for which :func:`epoch_shades` has the colours;
-``reference`` stands for an expectation, which is drawn as text is.
+As in :mod:`~dashboards.figures.time_charts`, a trace describes its role in ``meta``, and the page's script colours it:
+``shade`` is the index of its epoch in :attr:`SignalCharts.epochs`, for which :func:`epoch_shades` has the colours;
+``reference`` is an expectation, which is drawn in the colour of text.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ Row = Mapping[Hashable, Any]
 DIVERGED = "diverged"
 BEST_AT_MOST, PANELS_AT_MOST = 4, 6
 EPOCHS_AT_MOST = 8
-"""Of more epochs than this, evenly spaced ones are drawn, including the first and the last."""
+"""The most epochs that are drawn. If there are more, evenly spaced ones including the first and the last are drawn."""
 NAMED_BLOCKS = 16
-"""With more blocks than this only some are named at the axis; the pointer shows every name."""
+"""With more blocks, only some are named at the axis; the pointer shows every name."""
 
-# Of Plotly's Blues, from light to dark: the light end vanishes on white, the dark end on black.
+# The part of Plotly's Blues, from light to dark, that is visible: the light end vanishes on white, the dark end on
+# black.
 _LIGHT_THEME_RANGE, _DARK_THEME_RANGE = (0.42, 1.0), (0.78, 0.12)
 
 
@@ -36,13 +37,14 @@ class SignalCharts:
     """The panels of the section on signal propagation.
 
     Attributes:
-        panels: ``(title, figure)`` of the shown trials, with one Y axis for all that diverged and one for the rest.
-        epochs: the epochs that have a curve, upwards; 0 is before the first step.
-        epochs_left_out: whether more were measured.
-        trials_left_out: how many measured trials of the kinds that are shown have no panel.
+        panels: ``(title, figure)`` of the shown trials, with one Y axis for all diverged trials and one for the others.
+        epochs: the epochs that have a curve, in ascending order; 0 is before the first step.
+        epochs_left_out: whether further epochs were measured.
+        trials_left_out: the number of measured trials of the shown kinds that have no panel.
         unmeasured: labels of the diverged trials that ended before they measured anything.
-        undrawable: how many variances of the shown trials are 0 or not finite, and so not on a log axis.
-        has_expectation: whether there is an expected variance to compare with.
+        undrawable: the number of variances of the shown trials that are 0 or not finite, so that a log axis cannot show
+            them.
+        has_expectation: whether there is an expected variance for comparison.
     """
 
     panels: tuple[tuple[str, Figure], ...]
@@ -55,7 +57,7 @@ class SignalCharts:
 
 
 def signal_charts(record: StudyRecord) -> SignalCharts | None:
-    """Panels for the best setting of each stratum and for diverged trials; None where nothing was measured."""
+    """Returns panels for the best setting of each stratum and for diverged trials; None if nothing was measured."""
     signal = signal_by_depth(record)
     if signal.empty:
         return None
@@ -70,7 +72,7 @@ def signal_charts(record: StudyRecord) -> SignalCharts | None:
     visible = visible[visible["epoch"].isin(epochs)]
     drawable = [value for value in visible["variance"] if _has_logarithm(value)]
     expected = [value for value in visible["expected_variance"] if _has_logarithm(value)]
-    # One diverged trial spans so many decades that on its axis all others would be flat.
+    # A diverged trial spans so many decades that all other trials would look flat on its axis.
     groups = [[t["trial"] for t, why in shown if (why == DIVERGED) == apart] for apart in (False, True)]
     ranges = [_variance_range(visible[visible["trial"].isin(group)]) for group in groups]
     return SignalCharts(
@@ -91,7 +93,7 @@ def signal_charts(record: StudyRecord) -> SignalCharts | None:
 
 
 def epoch_shades(count: int) -> dict[str, list[str]]:
-    """``{"light": [colour of each epoch], "dark": […]}``: the later, the more it stands out from the page."""
+    """Returns ``{"light": [colour of each epoch], "dark": […]}``; later epochs have a higher contrast to the page."""
     from plotly.colors import sample_colorscale
 
     return {
@@ -103,13 +105,15 @@ def epoch_shades(count: int) -> dict[str, list[str]]:
 
 
 def epoch_label(epoch: int) -> str:
-    """``initialisation`` or ``epoch 3``."""
+    """Formats an epoch: ``initialisation`` or ``epoch 3``."""
     return f"epoch {epoch}" if epoch else "initialisation"
 
 
 def _best_trials(record: StudyRecord, measured: set[str]) -> list[tuple[Row, str]]:
-    """One measured trial for each stratum and why it is shown: the best setting's first seed if there is one,
-    else the trial that is furthest ahead."""
+    """Returns one measured trial for each stratum, and the reason.
+
+    This is the best setting's first seed if it was measured, else the trial that has trained furthest.
+    """
     best = {
         tuple(answer.best.point[field] for field in record.conditions): answer.best.point
         for answer in best_per_stratum(record)
@@ -129,7 +133,7 @@ def _best_trials(record: StudyRecord, measured: set[str]) -> list[tuple[Row, str
 
 
 def _chosen_epochs(signal: pd.DataFrame) -> list[int]:
-    """At most :data:`EPOCHS_AT_MOST` epochs over the whole time, and the last measurement of each trial."""
+    """Returns at most :data:`EPOCHS_AT_MOST` evenly spaced epochs, and the last measurement of each trial."""
     every = sorted({int(epoch) for epoch in signal["epoch"]})
     count = min(EPOCHS_AT_MOST, len(every))
     chosen = {every[round(i * (len(every) - 1) / max(1, count - 1))] for i in range(count)}
@@ -140,7 +144,7 @@ def _figure(signal: pd.DataFrame, epochs: Sequence[int], variance_range: tuple[f
     by_epoch = {epoch: rows.to_dict("records") for epoch, rows in signal.groupby("epoch")}
     measured = [epoch for epoch in epochs if epoch in by_epoch]
     traces = [_curve(by_epoch[epoch], epoch, epochs.index(epoch)) for epoch in measured]
-    # The expectation moves with the skip gains; more than its beginning and its end would hide the curves.
+    # The expectation changes with the skip gains. More than its beginning and its end would hide the curves.
     first, last = ([row["expected_variance"] for row in by_epoch[measured[i]]] for i in (0, -1))
     for epoch, dash in [(measured[0], "dot"), (measured[-1], "dash")][: 1 if first == last else 2]:
         if any(_has_logarithm(row["expected_variance"]) for row in by_epoch[epoch]):
@@ -162,7 +166,7 @@ def _figure(signal: pd.DataFrame, epochs: Sequence[int], variance_range: tuple[f
                 "title": {"text": "variance of activations"},
                 "type": "log",
                 "range": list(variance_range),
-                # Ticks at 1, 2, 5, 10 of each decade, at its beginning only, or at fewer yet.
+                # Ticks at 1, 2 and 5 times powers of ten, only at powers of ten, or at fewer places.
                 "dtick": "D2" if decades < 3 else 1 if decades < 9 else None,
                 "exponentformat": "power",
             },
@@ -204,7 +208,7 @@ def _expectation(rows: Sequence[Row], epoch: int, dash: str) -> dict[str, Any]:
 
 
 def _variance_range(signal: pd.DataFrame) -> tuple[float, float]:
-    """A range for a log axis (exponents of 10) that holds all variances, of a decade at least."""
+    """Returns a range for a log axis (exponents of 10) that contains all variances and spans at least a decade."""
     values = [value for value in [*signal["variance"], *signal["expected_variance"]] if _has_logarithm(value)]
     low, high = (math.log10(min(values)), math.log10(max(values))) if values else (0.0, 0.0)
     margin = max(0.06 * (high - low), (1 - (high - low)) / 2)

@@ -1,7 +1,7 @@
-"""What the curves of trials can be drawn against, and which metric they can show.
+"""Defines the axes against which trials' curves can be drawn, and the metrics that the curves can show.
 
-A panel of :func:`dashboards.figures.time_charts.accuracy_against_time` is drawn against training time and has in its
-layout's ``meta`` the other axes (``x``) and metrics (``y``) that there are; its curves have in theirs the ``series`` of
+A panel of :func:`dashboards.figures.time_charts.accuracy_against_time` is drawn against training time. The ``meta`` of
+its layout lists the other axes (``x``) and metrics (``y``), and the ``meta`` of its curves contains the ``series`` of
 these. :func:`with_axes` chooses among them, as the page's menus do.
 """
 
@@ -23,26 +23,27 @@ from nfnet_ray.tracking.descriptions import accelerators
 from nfnet_ray.wording import JOULES_PER_KWH
 
 Axis = dict[str, Any]
-"""Of an X axis: ``name``, ``title``, what it is ``of`` (``time``, ``epochs`` or a metric) and the ``factor`` to that;
-of a Y axis: ``name``, ``title`` and Plotly's ``format`` of its numbers."""
+"""The entries of an X axis: ``name``, ``title``, its source ``of`` (``time``, ``epochs`` or a metric) and the
+``factor`` by which it is multiplied; of a Y axis: ``name``, ``title`` and Plotly's ``format`` of its numbers."""
 
 ACCURACY_TICKS = ".2~%"
-"""Plotly's format of the labels of an accuracy, with the digits that they need: a close-up has one every 0.2%."""
+"""Plotly's format of the labels of an accuracy, with the necessary digits: a close-up has a label every 0.2%."""
 NUMBERS_AT_MOST = 120_000
-"""Of all metrics of a panel's curves, with which they take about a megabyte of a page; further metrics are left out."""
+"""The most numbers of all metrics of a panel's curves, which take about a megabyte of a page. Further metrics are left
+out."""
 ENERGY = "gpu_energy_joules"
 _FIRST_METRICS = (
     *(METRIC, "validation_loss", "train_loss", "train_top1", "validation_top5", "agc_clipped_fraction"),
     *("learning_rate", "images_per_second", ENERGY),
 )
 _WHOLE = 1.005
-"""Where the axis of a share ends: a line along 100% is drawn whole."""
+"""The upper end of the axis of a share, at which a line along 100% is fully visible."""
 _FRACTIONS = ("top1", "top5", "_fraction", "_share", "_utilisation")
 _NOT_A_CURVE = {"trial", "seed", "epoch"}
 
 
 def x_axes(record: StudyRecord, unit_seconds: float, unit: str) -> list[Axis]:
-    """The axes of what training takes, training time first; money and energy where they are known."""
+    """Returns the axes of training time, epochs and other costs; money and energy if they are known."""
     worker = record.study.get("worker", {"workers": 1, "gpus": 0})
     word = accelerator_word(worker["gpus"])
     hours = unit_seconds / 3600 * accelerators(worker["workers"], worker["gpus"])
@@ -64,7 +65,7 @@ def x_axes(record: StudyRecord, unit_seconds: float, unit: str) -> list[Axis]:
 
 
 def y_axes(record: StudyRecord) -> list[Axis]:
-    """The metrics that are not the same in all epochs of all trials, the accuracy first."""
+    """Returns the metrics that vary over epochs and trials, the accuracy first."""
     numbers = record.epochs.select_dtypes("number")
     known = [
         str(name)
@@ -76,7 +77,7 @@ def y_axes(record: StudyRecord) -> list[Axis]:
 
 
 def metric_axis(name: str) -> Axis:
-    """How a metric is shown: shares in percent, bytes with a prefix of the SI."""
+    """Returns the format of a metric: shares in percent, bytes with a prefix of the SI."""
     title = name.replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
     title = title.replace("agc ", "AGC ").replace("gpu ", "GPU ")
     if name.endswith(_FRACTIONS):
@@ -87,7 +88,7 @@ def metric_axis(name: str) -> Axis:
 def series_of(
     rows: Sequence[Mapping[str, Any]], axes: Sequence[Axis], left: int
 ) -> tuple[dict[str, list[float | None]], int]:
-    """The metrics of one curve but its accuracy, and how much of the room of ``left`` numbers is left after it."""
+    """Returns one curve's metrics except its accuracy, and how many of ``left`` numbers still fit after it."""
     found: dict[str, list[float | None]] = {}
     for axis in axes:
         name = axis["name"]
@@ -107,10 +108,10 @@ def with_axes(
     log_x: bool = False,
     log_y: bool = False,
 ) -> dict[str, Any]:
-    """The panel with other axes.
+    """Returns the panel with other axes.
 
-    Curves that lack what was asked for are left out, and so is the spread of many trials, which is known for the
-    accuracy against training time alone.
+    Curves that lack the requested values are left out, and so is the spread of many trials, which is only known for the
+    accuracy against training time.
 
     Raises:
         UserError: the study has no such axis or metric.
@@ -160,12 +161,12 @@ def with_axes(
 
 
 def hover_template(hover: str, axis: Axis) -> str:
-    """What is under the pointer, of a curve's ``hover`` with a place for the metric."""
+    """Returns the text under the pointer, from a curve's ``hover`` with a placeholder for the metric."""
     return hover.replace("{metric}", f"{marked_up(axis['title'])} %{{y:{axis['format']}}}")
 
 
 def logarithmic_axis(low: float, high: float) -> Axis:
-    """Plotly's own labels of a logarithmic axis are the first digit alone: 1, 2 and 5 times powers of ten."""
+    """Labels a logarithmic axis at 1, 2 and 5 times powers of ten, as Plotly's labels are only first digits."""
     powers = range(math.floor(math.log10(low / 1.2)), math.ceil(math.log10(high * 1.6)) + 1)
     digits = (1, 2, 5) if len(powers) < 5 else (1,)
     ticks = [digit * 10.0**power for power in powers for digit in digits]
@@ -193,7 +194,7 @@ def _places(trace: Mapping[str, Any], axis: Axis) -> list[float | None] | None:
 def _ends(
     traces: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]], *, log_x: bool, log_y: bool
 ) -> list[dict[str, Any]]:
-    """The labels at the ends of curves, moved to where each level's longest curve ends now."""
+    """Moves the labels at the ends of curves to the present end of each level's longest curve."""
     texts = {end["level"]: end["text"] for end in known}
     longest: dict[int, Mapping[str, Any]] = {}
     for trace in traces:

@@ -1,7 +1,7 @@
-"""The report's charts as Plotly figures: plain dictionaries, with roles in place of colours.
+"""Draws the report's charts of accuracy against time as Plotly figures: plain dictionaries without colours.
 
-A colour depends on whether the reader's screen is light or dark, so a trace names a *level* of the first
-swept field in ``meta`` and the page's script gives it the colour that the level has in the theme
+A colour depends on whether the reader's screen is light or dark. A trace therefore names a *level* of the first swept
+field in ``meta``, and the page's script applies the colour of the level in the theme
 (:mod:`dashboards.figures.level_styles`).
 """
 
@@ -52,23 +52,23 @@ END_MARKS = {
     "interrupted": ("diamond-open", "◇", "interrupted"),
     "unfinished": ("diamond-open", "◇", "unfinished"),
 }
-"""{state: (Plotly's symbol at the end of a curve, the letter for it, what it means)}."""
+"""{state: (Plotly's symbol at the end of a curve, the letter for it, its meaning)}."""
 
 PANELS_AT_MOST = 6
-"""With more strata than this all trials share one panel."""
+"""With more strata, all trials share one panel."""
 CURVES_AT_MOST = 40
-"""With more curves than this a panel first shows the best ones and the spread of all."""
+"""With more curves, a panel first shows the best ones and the spread of all curves."""
 BEST_CURVES = 10
 _BAND_STEPS = 80
 _TRIALS_FOR_A_QUANTILE = 5
 _EPOCHS_WITH_MARKERS = 40
 _POINTS_OF_ALL = 50
-"""Of a curve among all those of many trials, which is a thin line of at most a few hundred pixels."""
+"""The points of a curve among all those of many trials, which is a thin line of at most a few hundred pixels."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart of accuracy against time. ``summarised`` says that it shows the best curves and bands at first."""
+    """A chart of accuracy against time. ``summarised``: it first shows only the best curves and bands."""
 
     title: str
     figure: Figure
@@ -78,21 +78,21 @@ class Panel:
 
 @once_of_a_record
 def levels(record: StudyRecord) -> Levels:
-    """The levels of what :func:`asked_value` gives; none where nothing was swept."""
+    """Returns the levels of :func:`asked_value` over all trials; none if no field was swept."""
     if not record.fields:
         return levels_of([])
     return levels_of(asked_value(record, trial) for trial in record.trials.to_dict("records"))
 
 
 def has_points(record: StudyRecord) -> bool:
-    """Whether the study has a plain list of points that differ in several fields, of which none is the question."""
+    """Whether the study has a plain list of points that differ in several fields, none of which is in question."""
     return "points" in record.study and len(record.fields) > 1
 
 
 def asked_value(record: StudyRecord, point: Mapping[str, Any] | Mapping[Hashable, Any]) -> Any:
-    """What a point is compared by: the value of the first swept field, or its label in a list of points.
+    """Returns the value by which a point is compared: that of the first swept field, or its label in a list of points.
 
-    Budgets of one setting are its own, and have no label.
+    The label does not contain the budget, because all budgets belong to the same setting.
     """
     if not has_points(record):
         return point[record.fields[0]]
@@ -103,7 +103,7 @@ def asked_value(record: StudyRecord, point: Mapping[str, Any] | Mapping[Hashable
 
 
 def strata(record: StudyRecord) -> list[dict[str, Any]]:
-    """Each combination of the conditions, absent ones first, then numbers upwards; one empty one if there are none."""
+    """Returns each combination of the conditions, absent ones first, then numbers; one empty one without conditions."""
     fields = record.conditions
     found = dict.fromkeys(tuple(row[field] for field in fields) for row in record.trials.to_dict("records"))
     order = [list(dict.fromkeys(record.trials[field])) for field in fields]
@@ -118,11 +118,11 @@ def strata(record: StudyRecord) -> list[dict[str, Any]]:
 
 
 def accuracy_against_time(record: StudyRecord) -> list[Panel]:
-    """A panel for each stratum, all with the same axes and a curve for each trial, or one for all trials.
+    """Returns a panel for each stratum, with the same axes and a curve for each trial, or one panel for all trials.
 
-    A layout's ``meta.top`` is a range of its Y axis in which the best finished trials of the panel can be told apart
-    from each other, None where there is nothing to tell apart; ``meta.ends`` are the labels at the ends of curves;
-    ``meta.x`` and ``meta.y`` are the other axes that there are (:mod:`dashboards.figures.time_axes`).
+    A layout's ``meta.top`` is a range of its Y axis in which the best finished trials of the panel can be
+    distinguished; None if there are too few. ``meta.ends`` are the labels at the ends of curves. ``meta.x`` and
+    ``meta.y`` are the other available axes (:mod:`dashboards.figures.time_axes`).
     """
     all_levels = levels(record)
     looks = looks_of(all_levels)
@@ -179,7 +179,7 @@ def accuracy_against_time(record: StudyRecord) -> list[Panel]:
 
 @dataclass(frozen=True)
 class _Curve:
-    """A trial with its measured epochs: their numbers, when they ended in the panel's unit, and their accuracies."""
+    """A trial with its measured epochs: their numbers, their end times in the panel's unit, and their accuracies."""
 
     trial: Mapping[Hashable, Any]
     level: int
@@ -189,7 +189,7 @@ class _Curve:
 
 
 def _numbers(record: StudyRecord, name: str) -> NDArray[np.float64]:
-    """A column of the table of epochs; NaN where there is no number."""
+    """Returns a column of the table of epochs; NaN for values that are not numbers."""
     import pandas as pd
 
     if name not in record.epochs:
@@ -200,7 +200,7 @@ def _numbers(record: StudyRecord, name: str) -> NDArray[np.float64]:
 def _measured(
     record: StudyRecord, unit_seconds: float
 ) -> dict[str, tuple[list[int], list[float], list[float]]]:
-    """{trial: (epochs, times, accuracies)} of those epochs that have a time and an accuracy."""
+    """Returns {trial: (epochs, times, accuracies)} of the epochs that have a time and an accuracy."""
     seconds, top1 = _numbers(record, "train_seconds"), _numbers(record, METRIC)
     known = np.flatnonzero(np.isfinite(seconds) & np.isfinite(top1))
     names = record.epochs["trial"].to_numpy()[known]
@@ -219,7 +219,7 @@ def _measured(
 def _rows(
     record: StudyRecord, curves: Sequence[_Curve], unit_seconds: float, metrics: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """{trial: its measured epochs}, each with ``epoch``, ``seconds``, ``time`` in the panel's unit, and the metrics."""
+    """Returns {trial: measured epochs}, each with ``epoch``, ``seconds``, ``time`` in the panel's unit, and metrics."""
     found: dict[str, list[dict[str, Any]]] = {}
     if not curves:
         return found
@@ -238,18 +238,18 @@ def _level(record: StudyRecord, all_levels: Levels, trial: Mapping[Hashable, Any
 
 
 def _close_up(trials: Sequence[Mapping[Hashable, Any]]) -> list[float] | None:
-    """A range of accuracies that is wide enough for the better half of the finished trials, and little more."""
+    """Returns a range of accuracies that is hardly wider than the better half of the finished trials needs."""
     last = sorted(trial["last_top1"] for trial in trials if trial["state"] == "finished")
     last = [value for value in last if is_number(value)]
     if len(last) < 2:
         return None
     better = last[min(len(last) // 2, len(last) - 2) :]
-    # As much again below them as they spread, so that one sees the curves come in.
+    # The range extends below them by as much as they spread, so that the curves are seen to enter it.
     return [max(0.0, 2 * better[0] - better[-1] - 0.01), min(1.005, better[-1] + 0.01)]
 
 
 def _ends(curves: Sequence[_Curve], all_levels: Levels) -> list[dict[str, Any]]:
-    """A label for each level, where its longest curve ends; none where there is but one level, or very many."""
+    """Returns a label for each level at the end of its longest curve; none for a single level, or very many."""
     if not 1 < len(all_levels) <= LEVELS_AT_MOST:
         return []
     last: dict[int, _Curve] = {}
@@ -271,7 +271,7 @@ def _curves(
     axes: Sequence[Axis],
     room: int,
 ) -> list[dict[str, Any]]:
-    """A trace for each curve, with its metrics as long as there is room for that many numbers."""
+    """Returns a trace for each curve, with its metrics as long as there is room for that many numbers."""
     traces = []
     for curve in curves:
         rows = rows_of[curve.trial["trial"]]
@@ -315,7 +315,7 @@ def _curve(
 
 
 def _all_curves(record: StudyRecord, curves: Sequence[_Curve], looks: Sequence[Look]) -> list[dict[str, Any]]:
-    """All curves as one trace for each level, since a browser takes its time for each trace; hidden at first.
+    """Draws all curves as one trace for each level, because each trace takes a browser time; hidden at first.
 
     A long curve is thinned. ``meta.trials`` has the label and the number of points of each curve.
     """
@@ -347,7 +347,7 @@ def _all_curves(record: StudyRecord, curves: Sequence[_Curve], looks: Sequence[L
 
 
 def _thinned(curve: _Curve) -> tuple[list[float], list[float]]:
-    """(times, accuracies) of at most about :data:`_POINTS_OF_ALL` epochs, evenly spread, with the best one."""
+    """Returns (times, accuracies) of about :data:`_POINTS_OF_ALL` epochs, evenly spaced, including the best one."""
     number = len(curve.times)
     if number <= _POINTS_OF_ALL:
         return curve.times, curve.top1
@@ -357,7 +357,7 @@ def _thinned(curve: _Curve) -> tuple[list[float], list[float]]:
 
 
 def _bands(curves: Sequence[_Curve]) -> list[dict[str, Any]]:
-    """How the accuracies of the trials that were training at a time are spread: the middle 90% and 50%, the median."""
+    """Draws the spread of the accuracies of the trials that were training at a time: middle 90% and 50%, median."""
     times = np.linspace(0, max(curve.times[-1] for curve in curves), _BAND_STEPS)
     at_time = np.full((len(curves), len(times)), np.nan)
     for number, curve in enumerate(curves):
@@ -398,17 +398,17 @@ def _bands(curves: Sequence[_Curve]) -> list[dict[str, Any]]:
 
 
 def _short(value: float) -> float:
-    """Rounded to the digits that a chart can show, because a page has tens of thousands of numbers."""
+    """Rounds to the digits that a chart can show, because a page has tens of thousands of numbers."""
     return float(f"{value:.5g}")
 
 
 def differ_in_seeds(record: StudyRecord) -> bool:
-    """Whether a study's trials have several seeds, be it those of all settings or those that contenders had later."""
+    """Whether a study's trials have several seeds, for all settings or only for contenders."""
     return len(record.study["seeds"]) > 1 or record.trials["seed"].nunique() > 1
 
 
 def trial_label(record: StudyRecord, trial: Mapping[Hashable, Any]) -> str:
-    """A row of ``record.trials`` in words: what is swept, and the seed where there are several."""
+    """Describes a row of ``record.trials``: the swept values, and the seed if there are several."""
     point = {field: trial[field] for field in record.fields}
     if differ_in_seeds(record):
         point["seed"] = trial["seed"]
@@ -416,14 +416,14 @@ def trial_label(record: StudyRecord, trial: Mapping[Hashable, Any]) -> str:
 
 
 def state_words(record: StudyRecord, state: str) -> str:
-    """A trial's state for people. In a study that has not ended, a trial without an end is running, if anybody is."""
+    """Describes a trial's state. In a study that has not ended, a trial without an end counts as running."""
     if state == "unfinished" and record.state == "unfinished":
         return "running or cut off" if record.is_silent else "running"
     return END_MARKS[state][2] if state in END_MARKS else state
 
 
 def time_unit(longest_seconds: float) -> tuple[float, str]:
-    """(seconds, name) of the unit of an axis of time."""
+    """Returns (seconds, name) of the unit of an axis of time."""
     if longest_seconds > 2 * 3600:
         return 3600.0, "hours"
     return (60.0, "minutes") if longest_seconds > 180 else (1.0, "seconds")

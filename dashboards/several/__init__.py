@@ -1,1 +1,1 @@
-"""One page of several studies: what they have in common, and what keeps them apart."""
+"""Builds one page of several studies, with what they have in common and what separates them."""

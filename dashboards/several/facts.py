@@ -1,4 +1,4 @@
-"""The contents of the page of several studies, which ``templates/several.html.jinja`` lays out."""
+"""Collects the contents of the page of several studies for ``templates/several.html.jinja``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FRONTIER_AT_MOST = 20
 
 @dataclass(frozen=True)
 class StudyAnswer:
-    """What one study asks and answers."""
+    """The question and the answer of one study."""
 
     name: str
     question: str
@@ -38,7 +38,7 @@ class StudyAnswer:
 
 @dataclass(frozen=True)
 class Panels:
-    """What trials that may share axes reach: ``title`` says what keeps them from others."""
+    """The results of trials that may share axes; ``title`` says what separates these from other trials."""
 
     title: str
     budgets: Chart | None
@@ -48,7 +48,7 @@ class Panels:
 
 @dataclass(frozen=True)
 class Several:
-    """Everything that the page shows."""
+    """All contents of the page."""
 
     title: str
     warnings: Sequence[str]
@@ -70,7 +70,7 @@ class Several:
 
 
 def several_facts(record: StudyRecord) -> Several:
-    """The page of a record of several studies (:func:`nfnet_ray.analysis.load_study`)."""
+    """Returns the page of a record of several studies (:func:`nfnet_ray.analysis.load_study`)."""
     guard = comparability(record)
     names = series_names(record, guard)
     view = curves_view(record, guard, names)
@@ -121,14 +121,14 @@ def several_facts(record: StudyRecord) -> Several:
 
 
 def _with_short_ends(figure: dict[str, Any]) -> dict[str, Any]:
-    """The labels at the ends of curves without marks, for which there is room in the legend."""
+    """Shortens the labels at the ends of curves by the marks, for which there is only room in the legend."""
     for end in figure["layout"]["meta"]["ends"]:
         end["text"] = end["text"].partition(" · ")[0]
     return figure
 
 
 def _with_own_time(figure: dict[str, Any]) -> dict[str, Any]:
-    """The axis of time as long as its own curves: panels have nothing in common here."""
+    """Fits the axis of time to the panel's own curves, as these panels need no common axis."""
     times = [x for trace in figure["data"] if "level" in trace["meta"] for x in trace["x"] if x is not None]
     figure["layout"]["xaxis"]["range"] = [0, 1.04 * max(times, default=1.0)]
     return figure
@@ -143,7 +143,7 @@ def _overall(record: StudyRecord) -> list[str]:
 
 
 def _is_across(record: StudyRecord, sentence: str) -> bool:
-    """Whether a sentence names two studies: those within one are in its own answer."""
+    """Whether a sentence names two studies; sentences about one study are in that study's answer."""
     return sum(f"({name})" in sentence for name in record.parts) > 1
 
 
@@ -174,7 +174,7 @@ def _panels(
     figure = budget_chart(view) if view is not None else None
     chart = None
     if figure is not None and view is not None:
-        # The page has one look for each series, so that settings of a series share it.
+        # The page has one look for each series, which the settings of a series share.
         own = levels(view)
         series_of = {trial[SERIES]: series[str(trial["trial"])] for trial in view.trials.to_dict("records")}
         for part in (*(trace["meta"] for trace in figure["data"]), *figure["layout"]["meta"]["ends"]):
@@ -186,7 +186,7 @@ def _panels(
 
 
 def _targets(record: StudyRecord, found: Sequence[Curve]) -> Table | None:
-    """How long each series takes to accuracies, with complete schedules."""
+    """Returns how long each series takes to reach several accuracies, with complete schedules."""
     by_series: dict[str, list[int]] = {}
     for number, curve in enumerate(found):
         network = curve.point.get("model.name")
@@ -222,7 +222,7 @@ def _targets(record: StudyRecord, found: Sequence[Curve]) -> Table | None:
 
 
 def _time_to(curve: Curve, target: float, row: Mapping[str, float]) -> tuple[float, str]:
-    """(seconds, the same in words) of a setting; ``row`` is that of :func:`nfnet_ray.analysis.time_to_target`."""
+    """Returns (seconds, the same in words) of a setting; ``row`` is from :func:`nfnet_ray.analysis.time_to_target`."""
     seconds, low, high = row["train_seconds"], row["low"], row["high"]
     if len(curve.budgets) > 1 and math.isfinite(seconds):
         interval = ""
@@ -240,7 +240,7 @@ def _time_to(curve: Curve, target: float, row: Mapping[str, float]) -> tuple[flo
 
 
 def _frontier(found: Sequence[Curve]) -> Table | None:
-    """The settings that nothing faster is as accurate as, fastest first."""
+    """Returns the settings for which no faster setting is as accurate, fastest first."""
     points = sorted(
         (
             (budget.mean_seconds, budget.mean_top1, curve, budget)
@@ -277,7 +277,7 @@ def _frontier(found: Sequence[Curve]) -> Table | None:
 
 
 def _conditions(guard: Comparability, record: StudyRecord) -> Table | None:
-    """The conditions that differ, with their values in each study."""
+    """Returns the conditions that differ, with their values in each study."""
     if not guard.differences:
         return None
     studies = dict(zip(record.trials["trial"], record.trials[STUDY], strict=True))

@@ -1,4 +1,4 @@
-"""A record of several studies as the charts see it: a series for each network of a study, panels by condition."""
+"""Adapts a record of several studies for the charts: a series for each network of a study, panels by condition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SERIES, AXES = "series", "axes"
 
 
 def series_names(record: StudyRecord, guard: Comparability) -> dict[str, str]:
-    """{trial: the series that it is drawn in}: network, study, and what is marked of its conditions."""
+    """Returns {trial: name of its series}: network, study, and the marked conditions."""
     return {
         str(trial["trial"]): f"{_network_and_study(record, trial)}{_mark(guard, str(trial['trial']))}"
         for trial in record.trials.to_dict("records")
@@ -25,14 +25,14 @@ def series_names(record: StudyRecord, guard: Comparability) -> dict[str, str]:
 
 
 def curves_view(record: StudyRecord, guard: Comparability, names: Mapping[str, str]) -> StudyRecord:
-    """The record with the series as its question, and as its condition what keeps trials apart."""
+    """Returns the record with the series as its question, and the separating conditions as its condition."""
     titles = {trial: group.title for group in guard.axes for trial in group.trials}
     conditions = (AXES,) if len(guard.axes) > 1 else ()
     return _with_columns(record, {SERIES: names, **({AXES: titles} if conditions else {})}, conditions)
 
 
 def budgets_view(record: StudyRecord, guard: Comparability, trials: frozenset[str]) -> StudyRecord | None:
-    """The trials with one series for each setting that has several budgets; None if there is none."""
+    """Returns the trials with one series for each setting that has several budgets; None if there is none."""
     table = record.trials[record.trials["trial"].isin(trials)]
     labels: dict[str, str] = {}
     budgets: dict[str, set[Any]] = {}

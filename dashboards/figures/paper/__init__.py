@@ -1,1 +1,1 @@
-"""The report's charts as SVG and PDF for a paper, drawn by Matplotlib, which needs no browser."""
+"""Draws the report's charts as SVG and PDF for a paper, with Matplotlib, which needs no browser."""

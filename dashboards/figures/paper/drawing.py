@@ -1,7 +1,7 @@
-"""One chart of the report, drawn by Matplotlib for the column of a paper.
+"""Draws one chart of the report with Matplotlib for the column of a paper.
 
-It draws what the charts of this project are made of: lines, marks, bars, bands, error bars, texts and heat maps on
-linear, logarithmic and category axes. A kind of trace that it does not know is an error, never left out silently.
+It supports what the charts of this project use: lines, marks, bars, bands, error bars, texts and heat maps on linear,
+logarithmic and category axes. An unsupported kind of trace is an error, and is never silently left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COLUMN_INCHES = 3.25
 """The width of a column in the style files of ICML and of IEEE's conferences (3.5 inches)."""
 HEIGHT_INCHES = 2.3
 STYLE: dict[str, Any] = {
-    # Papers' captions are of 8 to 9 points. TrueType in PDF and text in SVG stay editable and searchable; IEEE and ACM
+    # Papers' captions have 8 to 9 points. TrueType in PDF and text in SVG stay editable and searchable. IEEE and ACM
     # refuse Type 3, which is Matplotlib's default in PDF.
     "font.size": 7.5,
     "font.family": "sans-serif",
@@ -35,7 +35,7 @@ STYLE: dict[str, Any] = {
     "legend.fontsize": 6.5,
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
-    # The same figure gives the same file.
+    # So that the same figure yields the same file.
     "svg.hashsalt": "nfnet_ray",
     "axes.linewidth": 0.5,
     "xtick.major.width": 0.5,
@@ -44,11 +44,11 @@ STYLE: dict[str, Any] = {
     "ytick.major.size": 2.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    # Values of fields and names are no formulas.
+    # Values of fields and names are not formulas.
     "text.parse_math": False,
 }
 _SCALE = 0.55
-"""Of widths and sizes in pixels on a page to those in points in a column, which is half as wide."""
+"""The ratio of sizes in points, in a column, to sizes in pixels on a page, which is twice as wide."""
 _LABEL_POINTS = 6.5
 _CHARACTERS_PER_INCH = 16
 _DASHES: dict[str, Any] = {
@@ -79,11 +79,11 @@ _TEXT_PLACES = {
 def draw(
     figure: Figure, title: str, labels: Sequence[str], colors: Mapping[str, str], width_inches: float
 ) -> PaperFigure:
-    """The chart in a Matplotlib figure of this width, in the colours of the light theme.
+    """Returns the chart as a Matplotlib figure of this width, in the colours of the light theme.
 
     Args:
-        figure: of the report, with roles in place of colours.
-        labels: of the levels that traces are of, for a legend where curves have no names at their ends.
+        figure: a figure of the report, with names in place of colours.
+        labels: the labels of the levels of traces, for a legend if curves have no names at their ends.
     """
     from matplotlib.figure import Figure as NewFigure
 
@@ -139,7 +139,7 @@ def _scatter(axes: Axes, trace: Mapping[str, Any], layout: Mapping[str, Any]) ->
 
 
 def _area(axes: Axes, trace: Mapping[str, Any], x: Sequence[float], y: Sequence[float]) -> None:
-    """What the points surround, or what is between them and the line that was drawn last, as in Plotly."""
+    """Fills the area within the points, or between them and the line that was drawn last, as Plotly does."""
     look = {"color": _rgba(trace["fillcolor"]), "linewidth": 0, "zorder": 1}
     if trace["fill"] == "toself":
         axes.fill(x, y, **look)
@@ -150,7 +150,7 @@ def _area(axes: Axes, trace: Mapping[str, Any], x: Sequence[float], y: Sequence[
 
 def _line(axes: Axes, trace: Mapping[str, Any], x: Sequence[float], y: Sequence[float]) -> None:
     line = trace.get("line", {})
-    is_edge = "fillcolor" in trace and line.get("width") == 0  # of an area
+    is_edge = "fillcolor" in trace and line.get("width") == 0  # the edge of an area
     axes.plot(
         x,
         y,
@@ -166,7 +166,7 @@ def _line(axes: Axes, trace: Mapping[str, Any], x: Sequence[float], y: Sequence[
 def _error_bars(
     axes: Axes, name: str, error: Mapping[str, Any], x: Sequence[float], y: Sequence[float]
 ) -> None:
-    """Bars along the axis ``name``, x or y."""
+    """Draws error bars along the axis ``name``, x or y."""
     lengths: dict[str, Any] = {f"{name}err": [error["arrayminus"], error["array"]]}
     axes.errorbar(
         x,
@@ -205,7 +205,8 @@ def _marks(
     marker: Mapping[str, Any],
     opacity: float,
 ) -> None:
-    """Marks of one look at a time; hollow ones are filled with paper, so that lines end at their rims."""
+    """Draws marks of one look at a time; hollow marks are filled with the paper's colour, so lines end at their
+    rims."""
 
     def each(value: Any) -> list[Any]:
         return value if isinstance(value, list) else [value] * len(x)
@@ -292,7 +293,7 @@ def _heat_map(paper: PaperFigure, axes: Axes, trace: Mapping[str, Any], layout: 
 
 
 def _scale(axes: Axes, name: str, described: Mapping[str, Any], colors: Mapping[str, str]) -> None:
-    """The scale, range, ticks and grid of the axis ``name``, x or y, as Plotly's layout describes it."""
+    """Sets the scale, range, ticks and grid of the axis ``name``, x or y, as Plotly's layout describes them."""
     axis = getattr(axes, f"{name}axis")
     is_log = described.get("type") == "log"
     if is_log:
@@ -313,7 +314,7 @@ def _scale(axes: Axes, name: str, described: Mapping[str, Any], colors: Mapping[
 
 
 def _axis(axes: Axes, name: str, described: Mapping[str, Any], colors: Mapping[str, str]) -> None:
-    """The title, colours and direction of the axis ``name``, and the angle of the labels at its ticks."""
+    """Sets the title, colours and direction of the axis ``name``, and the angle of its tick labels."""
     axis = getattr(axes, f"{name}axis")
     axis.set_label_text(described.get("title", {}).get("text", ""), color=colors["ink"])
     axis.set_tick_params(colors=colors["quiet"], labelcolor=colors["ink"])
@@ -328,7 +329,7 @@ def _axis(axes: Axes, name: str, described: Mapping[str, Any], colors: Mapping[s
 
 
 def _end_labels(axes: Axes, layout: Mapping[str, Any], colors: Mapping[str, str], paper: PaperFigure) -> None:
-    """The names of curves in a column at the right, each level with its end unless another name is there."""
+    """Writes the names of curves in a column at the right, each level at its end unless another name is there."""
     ends = (layout.get("meta") or {}).get("ends") or []
     if not ends:
         return
@@ -366,7 +367,7 @@ def _end_labels(axes: Axes, layout: Mapping[str, Any], colors: Mapping[str, str]
 
 
 def _legend(paper: PaperFigure, traces: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
-    """A legend below the chart of the levels, or of the epochs, that curves are of."""
+    """Draws a legend below the chart with the levels, or the epochs, of the curves."""
     from matplotlib.lines import Line2D
 
     entries: dict[str, Mapping[str, Any]] = {}
@@ -392,7 +393,7 @@ def _legend(paper: PaperFigure, traces: Sequence[Mapping[str, Any]], labels: Seq
 
 
 def _is_inside(place: tuple[float, float], layout: Mapping[str, Any]) -> bool:
-    """Whether a mark is in the part of the axes that is shown."""
+    """Whether a mark is in the visible part of the axes."""
     for value, name in zip(place, ("xaxis", "yaxis"), strict=True):
         axis = layout[name]
         if "range" in axis:
@@ -404,14 +405,14 @@ def _is_inside(place: tuple[float, float], layout: Mapping[str, Any]) -> bool:
 
 
 def _rgba(color: str) -> Any:
-    """A colour of CSS, ``#rrggbbaa`` or ``rgb(8, 48, 107)``, as Matplotlib takes it."""
+    """Converts a colour of CSS, ``#rrggbbaa`` or ``rgb(8, 48, 107)``, for Matplotlib."""
     if color.startswith("rgb("):
         return tuple(float(part) / 255 for part in re.findall(r"[\d.]+", color))
     return color
 
 
 def _percent(tickformat: str) -> Any:
-    """What Plotly makes of a format such as ``.1%``; one with a ``~`` leaves zeros at the end out."""
+    """Returns a formatter for a Plotly format such as ``.1%``; with a ``~``, trailing zeros are left out."""
     from matplotlib.ticker import FuncFormatter
 
     digits, trims = int(tickformat[1]), "~" in tickformat

@@ -1,4 +1,4 @@
-"""Writes the charts of a study into a folder, as SVG and as PDF."""
+"""Writes the charts of a study to a folder, as SVG and as PDF."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dashboards.page import Chart
 from nfnet_ray.whole_file import whole_file
 
 FORMATS = ("svg", "pdf")
-# Neither has the time of writing in it, so the same study gives the same files.
+# Neither contains the time of writing, so the same study yields the same files.
 _METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
@@ -21,11 +21,11 @@ def write_figures(
     colors: Mapping[str, str],
     folder: Path,
 ) -> list[Path]:
-    """Writes each panel of each figure, ``accuracy_against_time-batch_size_64.svg``, and returns the paths.
+    """Writes each panel of each figure, as ``accuracy_against_time-batch_size_64.svg``, and returns the paths.
 
     Args:
-        figures: {name: panels}, as of :func:`dashboards.catalogue.charts_by_name`.
-        labels: of the levels of the swept field that curves are of.
+        figures: {name: panels}, from :func:`dashboards.catalogue.charts_by_name`.
+        labels: the labels of the levels of the swept field by which curves are coloured.
         colors: {name: colour} of the light theme.
 
     Raises OSError.
@@ -47,7 +47,7 @@ def write_figures(
 
 
 def _stems(name: str, panels: Sequence[Chart]) -> list[str]:
-    """The names of the panels' files: that of the figure, with the panel's title where there are several."""
+    """Returns the names of the panels' files: the figure's name, with the panel's title if there are several."""
     if len(panels) == 1:
         return [name]
     titles = [re.sub(r"[^\w.+-]+", "_", panel.title).strip("_") for panel in panels]
