@@ -42,8 +42,8 @@ GCS_PORT, DASHBOARD_PORT, AGENT_PORT, CLIENT_PORT, METRICS_PORT = (unused_port()
 TOKEN = "0123456789abcdef" * 4
 STUDY = "agc_sweep-mine"
 LEFT_AT_HOME = ("data", "runs", "mlruns", ".venv", ".venv-uv", ".git", "build")
-# What the sources of a study amount to, with room to grow; the tests' fixtures alone are more.
-LARGEST_UPLOAD_BYTES = 3_000_000
+# The sources take 3.02 MB. This leaves room to grow, and is less than the fixtures of the tests alone.
+LARGEST_UPLOAD_BYTES = 4_000_000
 
 # How often it is looked whether the job has failed.
 SECONDS_BETWEEN_LOOKS = 20.0
@@ -215,7 +215,9 @@ def test_the_upload_is_the_sources_alone(head: Head, checkout: Path) -> None:
         "data_prep",
         "dashboards",
     }
-    assert not [file for file in files if file.suffix in (".beton", ".db", ".pyc", ".jsonl")]
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    sources = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert set(files) <= set(map(Path, sources.splitlines()))
     assert sum(files.values()) < LARGEST_UPLOAD_BYTES
 
 
