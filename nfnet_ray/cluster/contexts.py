@@ -1,6 +1,6 @@
-"""The two Contexts that a training on Ray is given: of a Tune trial, and of a worker of Ray Train.
+"""The two Contexts of a training on Ray: for a trial of Ray Tune, and for a worker of Ray Train.
 
-Runs in a worker. The driver imports this module too, so torch is imported in the functions.
+The code runs in a worker. The driver imports this module too, so torch is imported in the functions.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
 
 PROGRESS_INTERVAL_SECONDS = 5.0
 SECONDS_BETWEEN_READS = 1.0
-"""Of the register, by the first worker's thread."""
+"""The time between two reads of the register, by a thread of the first worker."""
 SECONDS_UNTIL_THE_DRIVER_ASKS = 3.0
-"""systemd and Slurm signal the driver and its workers at once; Tune asks what the driver wants ten times a second."""
+"""How long to wait for a request of the driver after a signal, since systemd and Slurm signal the driver and its
+workers at the same time. Tune asks for the driver's requests ten times a second."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class _WorkerContext:
     """The part that both Contexts have in common."""
 
     shares_batches = True
-    """With the other trials on its node. A worker that has no partner there shares nothing, and pays nothing."""
+    """Batches are shared with the other trials on the node. Without such a trial this costs nothing."""
     kept_graphs: KeptGraphs | None = None
 
     def __init__(self, config: WorkerConfig, rank: int, world_size: int, device: torch.device) -> None:
@@ -82,7 +83,7 @@ class _WorkerContext:
 
     @contextmanager
     def listening(self) -> Generator[None]:
-        """While this lasts, a thread of the first worker reads the register and notes the progress."""
+        """A context in which a thread of the first worker reads the register and writes the progress to it."""
         thread = threading.Thread(target=self._listen, name="register", daemon=True)
         if self.rank == 0:
             thread.start()
@@ -116,7 +117,7 @@ class _WorkerContext:
         self._epochs = self._epochs_before + epochs
 
     def _told(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """The metrics of an epoch as the driver is told them: its epochs are counted over all schedules."""
+        """The metrics of an epoch for the driver, in which epochs are counted over all schedules."""
         return with_epochs_of_trial(metrics, self._epochs_before, self._schedule_epochs)
 
     def agreed_form(
@@ -138,10 +139,10 @@ class _WorkerContext:
 
 
 class TuneContext(_WorkerContext):
-    """The Context of a trial with one worker: metrics go straight to Tune, which may end the trial there.
+    """The Context of a trial with one worker. Metrics are reported to Tune, which may end the trial at that moment.
 
-    It stops when somebody asks, and when its machine is taken back. The metrics of a ``lane`` of a cohort, which is one
-    trial to Tune, go with its name.
+    The trial stops if it is asked to, and if its machine is taken back. To Tune a cohort is a single trial, so the
+    metrics of a ``lane`` are reported with the name of the lane.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class TuneContext(_WorkerContext):
 
     @property
     def is_preempted(self) -> bool:
-        """Whether the trial stops because its machine is taken back, so that Tune has to start it again elsewhere."""
+        """Whether the trial stops because its machine is taken back, so that Tune must restart it elsewhere."""
         return self._request == "preempted"
 
     def report(self, metrics: Mapping[str, Any], texts: Mapping[str, str]) -> None:
@@ -181,7 +182,7 @@ class TuneContext(_WorkerContext):
 
 
 class GroupContext(_WorkerContext):
-    """The Context of a worker of a TorchTrainer. It stops when somebody asks, and when its machine is taken back."""
+    """The Context of a worker of a TorchTrainer. It stops if it is asked to, and if its machine is taken back."""
 
     def __init__(self, config: WorkerConfig) -> None:
         import ray.train
@@ -211,7 +212,7 @@ class GroupContext(_WorkerContext):
         self.mailbox.post(WorkerSays(text))
 
     def report_end(self, report: FinalReport) -> None:
-        """Reports how the leg ended, which no group will train again."""
+        """Reports how the leg ended. No group will train it again."""
         self.register.set(ENDED, True)
         self.mailbox.post(report)
 
@@ -219,7 +220,7 @@ class GroupContext(_WorkerContext):
         return self.stop_reason() is not None
 
     def is_asked_soon(self) -> bool:
-        """Whether the driver asks for a stop, now or in a moment: a signal to all processes reaches it too."""
+        """Whether the driver asks for a stop now or soon, since a signal to all processes reaches the driver too."""
         deadline = time.monotonic() + SECONDS_UNTIL_THE_DRIVER_ASKS
         with suppress(Exception):  # the cluster's head is away
             while time.monotonic() < deadline:
@@ -229,14 +230,14 @@ class GroupContext(_WorkerContext):
         return False
 
     def stop_reason(self) -> StopReason | None:
-        """Why this worker wants to stop; another one may have another reason, or none."""
+        """Why this worker wants to stop; None if it does not. Other workers may have another reason, or none."""
         if _terminated.is_set():
             return "terminated"
         return "preempted" if ray_internals.preempted_ranks() else self._request
 
 
 def must_leave(rank: int) -> bool:
-    """Whether the process of this worker has to end: it was sent SIGTERM, or its machine is taken back."""
+    """Whether the process of this worker has to end, because it got SIGTERM or its machine is taken back."""
     return _terminated.is_set() or rank in ray_internals.preempted_ranks()
 
 
@@ -244,7 +245,7 @@ _terminated = threading.Event()
 
 
 def stop_on_sigterm() -> None:
-    """Makes the first SIGTERM to this process a request to keep a checkpoint. For the main thread."""
+    """Lets the first SIGTERM to this process request a checkpoint. Call it in the main thread."""
 
     def request(number: int, _frame: FrameType | None) -> None:
         _terminated.set()

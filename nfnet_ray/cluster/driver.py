@@ -1,4 +1,4 @@
-"""Runs the trials of a study, and records in its journal what happens: those of one worker on Ray Tune."""
+"""Runs the trials of a study and records all events in its journal. Trials of one worker run on Ray Tune."""
 
 from __future__ import annotations
 
@@ -52,20 +52,22 @@ def run_trials(
     find_winners: FindWinners | None = None,
     lanes: int = 1,
 ) -> None:
-    """Runs the trials that have not ended, or until ``stop`` is set; everything that happened is in the journal.
+    """Runs the trials that have not ended, until all have ended or ``stop`` is set. Records every event in the journal.
 
-    Requests at most ``side_by_side`` trials at once. Those that do not fit wait, and an autoscaler sees them wait.
-    ``say`` tells a person. ``find_contenders`` finds the settings that are given further seeds when all have ended, and
-    ``find_winners`` those to confirm. Up to ``lanes`` legs of one worker are trained as one program, a cohort.
+    At most ``side_by_side`` trials are requested at once. Trials for which there is no room wait, so that an autoscaler
+    sees them. ``say`` is called with sentences for the user. When all trials have ended, ``find_contenders`` determines
+    the settings that get further seeds, and ``find_winners`` those to confirm. Up to ``lanes`` legs of one worker are
+    trained as one program, a cohort.
 
-    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`. A trial of one worker is a Tune function in an
-    actor that stays up for the next one; trials of several run in slots, worker groups of Ray Train that stay up too.
+    It needs a :func:`nfnet_ray.cluster.connection.session.ray_session`. A trial of one worker is a function of Tune in
+    an actor that stays up for the next trial. Trials of several workers run in slots, which are worker groups of Ray
+    Train that stay up as well.
     """
     legs = Legs(study, data.validation_images, recorder, find_contenders, find_winners)
     if not has_more(study, recorder.state):
         return
 
-    # Files of compiled code, which workers believe for as long as this driver lives.
+    # Workers trust the announced files of compiled code as long as this driver lives.
     forms, compiled = FormBook(recorder), directory / COMPILED_FOLDER
     shutil.rmtree(compiled, ignore_errors=True)
 
@@ -86,11 +88,11 @@ def run_trials(
         _run_on_tune(legs, config, recorder, forms, directory, side_by_side, worker, stop, lanes)
     else:
         run_legs(legs, config, recorder, directory, side_by_side, worker, say, stop)
-    with suppress(Exception):  # the cluster's head is away, and nothing depends on it any more
+    with suppress(Exception):  # the head of the cluster may be away; this does not matter any more
         remove_run(forms.name)
     shutil.rmtree(compiled, ignore_errors=True)
     for name, progress in recorder.state.trials.items():
-        if progress.state == "running":  # Tune does not report which trials it stopped when it was asked to
+        if progress.state == "running":  # Tune does not report which trials it stopped on request
             recorder.end_trial(name, "interrupted", None)
 
 
@@ -107,7 +109,7 @@ def _run_on_tune(
 ) -> None:
     searcher = LegSearcher(legs, config, stop, side_by_side, lanes)
     count_no_callbacks()
-    # A new name: Tune would resume a run that it finds under an old one, and here the journal does that.
+    # A new name for each attempt, because Tune would resume a run with a known name. Here the journal does that.
     attempt = f"{time.time_ns()}"
     Tuner(
         tune.with_resources(run_in_actor, {"CPU": float(worker.cpus), "GPU": worker.gpus}),
@@ -124,10 +126,10 @@ def _run_on_tune(
             storage_path=str(directory / "tune"),
             stop=_StopWhenAsked(stop, recorder, searcher.registers),
             callbacks=[_JournalCallback(recorder, forms, legs, stop)],
-            # Within an epoch: _JournalCallback forgets those before it.
+            # The number of failures within an epoch, since _JournalCallback resets it after each epoch.
             failure_config=FailureConfig(max_failures=LOST_WORKER_RETRIES),
             verbose=0,
-            # In a notebook Tune's default one would clear what the study has printed.
+            # In a notebook Tune's default reporter would clear the output of the study.
             progress_reporter=CLIReporter(),
         ),
     ).fit()
@@ -146,19 +148,19 @@ def _leg_name(trial: TuneTrial) -> str:
 
 
 def _names(trial: TuneTrial) -> list[str]:
-    """The trials of the study that Tune runs as this one: several if they are a cohort."""
+    """The trials of the study that this trial of Tune trains: several for a cohort."""
     return [config["name"] for config in lanes_of(trial.config)]
 
 
 class _NotSaved:
-    """Tune pickles its callbacks into its own state, which this project does not use."""
+    """An object that Tune pickles into its state, without content, because this project does not use that state."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class _StopWhenAsked(_NotSaved, Stopper):
-    """Ends all trials when asked to, after those that train have kept a checkpoint of their current step."""
+    """Ends all trials on request, after those that train have saved a checkpoint of their current step."""
 
     def __init__(self, stop: threading.Event, recorder: Recorder, registers: Mapping[str, Register]) -> None:
         self._stop, self._recorder, self._registers = stop, recorder, registers
@@ -182,9 +184,9 @@ class _StopWhenAsked(_NotSaved, Stopper):
         )
 
     def _ask(self) -> list[str]:
-        """Asks all legs to stop, even those that Tune has yet to start. Returns the trials with something to keep."""
+        """Asks all legs to stop, even those not started yet. Returns the trials that have to save a checkpoint."""
         training = []
-        with suppress(Exception):  # the cluster's head is away, and nobody there can be asked
+        with suppress(Exception):  # the head of the cluster is away, so no worker can be asked
             for register in self._registers.values():
                 register.set(STOP, True)
             for name, register in self._registers.items():
@@ -194,7 +196,7 @@ class _StopWhenAsked(_NotSaved, Stopper):
 
 
 class _JournalCallback(_NotSaved, Callback):
-    """Turns Tune's callbacks into events of the journal."""
+    """Records Tune's callbacks as events in the journal."""
 
     def __init__(self, recorder: Recorder, forms: FormBook, legs: Legs, stop: threading.Event) -> None:
         self._recorder, self._forms, self._legs, self._stop = recorder, forms, legs, stop
@@ -202,7 +204,7 @@ class _JournalCallback(_NotSaved, Callback):
         self._ended: list[TuneTrial] = []
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Tune has done with those that have ended in this step, and in earlier ones, if it says so."""
+        """Called when Tune has finished with the trials that ended in this step or an earlier one."""
         self._forms.answer()
         if self._ended:
             for trial in self._ended:
@@ -211,7 +213,7 @@ class _JournalCallback(_NotSaved, Callback):
             self._ended = [trial for trial in self._ended if not trial.is_finished()]
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        if self._stop.is_set():  # Tune gives it the place of a stopped one, and will stop it too
+        if self._stop.is_set():  # Tune starts it in the place of a stopped trial, and will stop it too
             return
         names = _names(trial)
         for name in names:
@@ -256,5 +258,5 @@ class _JournalCallback(_NotSaved, Callback):
             record_end(name, report, self._legs, self._recorder)
 
     def _is_running(self, name: str) -> bool:
-        """Whether the journal says so. It does not of a trial that Tune started while the others were being stopped."""
+        """Whether the trial runs according to the journal, which has no trials that Tune started during a stop."""
         return self._recorder.state.trials[name].state == "running"

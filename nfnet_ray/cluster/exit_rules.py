@@ -1,6 +1,6 @@
-"""When a training that failed is tried again, and how a worker ends once it has kept a checkpoint.
+"""Decides when a failed training is tried again, and how a worker ends after saving a checkpoint.
 
-Runs in a worker. The driver imports this module too, so torch is imported in the functions.
+The code runs in a worker. The driver imports this module too, so torch is imported in the functions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from nfnet_ray.cluster.messages.register_values import (
 from nfnet_ray.places import in_words
 
 LOST_WORKER_RETRIES = 3
-"""Attempts after the first at one checkpoint: a lost process or node is not the training's fault."""
+"""The number of further attempts at the same checkpoint, since a lost process or node is not the training's fault."""
 
-# Errors of the program or of the network. Machines, networks and storage raise OSError and RuntimeError.
+# Errors of the program or of the trained network. Machines, connections and storage raise OSError and RuntimeError.
 _FAULTS = (
     ArithmeticError,
     AssertionError,
@@ -42,9 +42,9 @@ _SIGNS_OF_MACHINES = ("onnection", "gloo", "NCCL", "CUDA", "cuDNN", "timed out",
 
 
 def is_fault(error: Exception) -> bool:
-    """Whether an error is the program's or the network's, so that it would recur, and not a machine's.
+    """Whether an error comes from the program or the trained network, and not from a machine, so that it would recur.
 
-    Too little memory is the network's fault, whoever says so: torch, CUDA, cuBLAS or cuDNN.
+    Too little memory counts as the network's fault, whether torch, CUDA, cuBLAS or cuDNN reports it.
     """
     from nfnet_ray.training.form.probe import is_out_of_memory
 
@@ -52,12 +52,12 @@ def is_fault(error: Exception) -> bool:
 
 
 def will_recur(error: Exception, context: GroupContext) -> bool:
-    """Whether to end a training for an error: it is a fault, or this worker raised it at this checkpoint before."""
+    """Whether to end a training for an error, because it is a fault or has occurred at this checkpoint before."""
     if is_fault(error):
         return True
     import torch.distributed as dist
 
-    # When another worker is lost the others fail too, and what they raise are plain RuntimeErrors as well.
+    # When a worker is lost the others fail too, and raise plain RuntimeErrors as well.
     of_machines = isinstance(error, OSError | EOFError | dist.DistError)
     if of_machines or any(sign in str(error) for sign in _SIGNS_OF_MACHINES):
         return False
@@ -72,7 +72,7 @@ def will_recur(error: Exception, context: GroupContext) -> bool:
 
 
 def count_attempt(context: GroupContext, legs_before: int) -> int | None:
-    """The attempt's number, or None after too many failures at one checkpoint. Collective: every worker calls it.
+    """The number of this attempt; None after too many failures at one checkpoint. Collective: every worker calls it.
 
     ``legs_before`` is the number of legs that this process has trained before.
     """
@@ -94,10 +94,10 @@ def count_attempt(context: GroupContext, legs_before: int) -> int | None:
 
 
 def exit_after_checkpoint(context: GroupContext, report: FinalReport) -> bool:
-    """Decides what follows a checkpoint that was kept because a worker had to stop. Collective.
+    """Decides what to do after a checkpoint that was saved because a worker had to stop. Collective.
 
-    Returns whether the driver has asked for it, so that the leg is over and the group can take another one. Otherwise
-    Ray Train starts the group again: the workers that have to leave end their processes here, and the others return.
+    Returns True if the driver has asked for the stop: the leg is over, and the group can train another one. Otherwise
+    Ray Train restarts the group. Workers that have to leave end their processes here, and the others return False.
     """
     from nfnet_ray.training.collectives import all_of, first_workers
 
@@ -115,14 +115,14 @@ def exit_after_checkpoint(context: GroupContext, report: FinalReport) -> bool:
         context.mailbox.post(CheckpointKept(reasons[0]))
         context.register.unset(YIELD)
     if reason == "terminated" or context.rank in preempted:
-        # To Ray a worker that returns has finished. One that dies on a machine that is taken back is started
-        # again elsewhere, which counts as nobody's failure.
+        # Ray considers a worker that returns as finished. A worker that dies on a machine that is taken back is
+        # restarted elsewhere, and this does not count as a failure.
         os._exit(0)
     return False
 
 
 def keep_trace(directory: str, error: Exception) -> str:
-    """Writes the stack trace of an error to a file. Returns one line for the table: the error, and where that is."""
+    """Writes the stack trace of an error to a file. Returns a line for the table with the error and that file."""
     trace = Path(directory) / "error.txt"
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)

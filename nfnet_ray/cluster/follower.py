@@ -1,4 +1,4 @@
-"""Following a leg: the driver reads the notes of its workers, records them and says what a person has to know."""
+"""Follows a leg: the driver reads the notes of its workers, records them and informs the user."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from nfnet_ray.study.recorder import Recorder
 
 SECONDS_TO_KEEP = 120.0
-"""For workers that were asked to stop to write their checkpoint."""
+"""How long workers that were asked to stop may take to write their checkpoint."""
 
 
 class Follower:
-    """Reads the notes of a leg, records them, and says what a person has to know.
+    """Reads the notes of a leg, records them, and informs the user.
 
-    ``trial`` is the name of its trial. ``say`` tells a person; ``stop`` is set when somebody wants the leg to end;
-    ``slot`` is the number of the slot, for the journal of a study.
+    ``trial`` is the name of the leg's trial, ``say`` is called with sentences for the user, ``stop`` is set to end the
+    leg, and ``slot`` is the number of the slot for the journal of a study.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class Follower:
         self._hung: list[WorkerHung] = []
 
     def mark_lost(self, why: str) -> None:
-        """Takes note that the workers are gone, and why."""
+        """Notes that the workers were lost, and why."""
         self._is_training = False
         self._why = why
 
     def read(self) -> FinalReport | None:
-        """Takes in what has been said since the last call; the final report once that is there."""
+        """Processes all notes since the last call. Returns the final report once it has arrived."""
         try:
             self._forms.answer()
             for note in self._mailbox.take():
@@ -84,7 +84,7 @@ class Follower:
         return None
 
     def _has_stopped(self) -> bool:
-        """Asks the workers to stop. Returns whether there is nothing to wait for, as they have nothing to keep."""
+        """Asks the workers to stop. Returns whether they need not be waited for, having no checkpoint to save."""
         if not self._asked_at:
             self._asked_at = time.monotonic()
             self._register.set(STOP, True)
@@ -111,7 +111,7 @@ class Follower:
             case CheckpointKept("terminated"):
                 self.mark_lost("a worker was asked to end")
             case CheckpointKept() | FinalReport():
-                pass  # somebody has asked for it, or has been told of the machines
+                pass  # the user has asked for it, or has been told of the machines
             case WorkersLost():
                 self._lost(note)
             case WorkersReplaced(reason):
@@ -145,10 +145,10 @@ class Follower:
 
 
 def hang_sentence(hung: Sequence[WorkerHung]) -> str:
-    """Finds out which worker hung, from the notes of all watchdogs.
+    """Determines which worker hung, from the notes of all watchdogs, and says so in a sentence.
 
-    A worker that could not even send one is to blame first, as one that was suspended; then the one that has come
-    least far; of several, one that does not wait for the others.
+    A worker that sent no note, such as a suspended one, is blamed first. Otherwise it is the worker that has got least
+    far, and of several such workers one that does not wait for others.
     """
     silent = sorted(set(range(hung[0].workers)) - {note.rank for note in hung})
     seconds, place = f"{hung[0].silent_seconds:.0f} s", hung[0].stacks

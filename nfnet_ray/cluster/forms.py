@@ -1,12 +1,12 @@
-"""One form for all trials of a study whose steps have the same shape: how their workers and the driver agree on it.
+"""Agreement on the form of a step: all trials of a study whose steps have the same shape train in the same form.
 
-The fastest form is found by timing, and two trials that time by themselves may choose two forms, with other last bits.
-So the first trial of a shape times; the others wait for it, as long as it gives signs of life, and the driver writes
-its choice into the journal before anybody trains with it. With that, the choice holds after a crash, a ``--resume`` and
-an ``--extend``. If several trials have timed after all, since the first one seemed to be dead, the driver takes the
-choice that reaches it first.
+The fastest form is found by timing. Two trials that time separately might choose different forms, which round
+differently. So the first trial of a shape times, and the others wait as long as it gives signs of life. The driver
+writes the choice to the journal before any trial trains with it, so it also holds after a crash, a ``--resume`` and an
+``--extend``. If several trials have timed because the first one seemed to be dead, the driver takes the choice that
+arrives first.
 
-The driver's part is :class:`FormBook`; :func:`agree` runs in a worker.
+:class:`FormBook` runs in the driver, and :func:`agree` in a worker.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_SIGNS = 10.0
 SECONDS_WITHOUT_NEWS = 600.0
-"""After which a trial that times is taken for dead. Far more than between its signs of life, since a compiler may keep
-Python's threads from running, and the cluster's head may be away."""
+"""The time without signs of life after which a trial that times is considered dead. It is long because a compiler may
+block Python's threads, and because the head of the cluster may be away."""
 MOST_ENDED_PROCESSES = 2
-"""While they compiled a form, until it is left out: a compiler that hangs or crashes would end them all. One may have
-been on a machine that was taken back."""
+"""A form is left out after this number of processes have ended while compiling it, since a compiler that hangs or
+crashes would end every process. One of them may have been on a machine that was taken back."""
 
 logger = logging.getLogger(__name__)
 
 
 class FormBook:
-    """The driver's record of the forms that its trials are trained in.
+    """The driver's record of the forms in which its trials train.
 
     Args:
-        name: of the Register in which the workers find them.
+        name: the name of the Register in which workers look for the forms.
     """
 
     def __init__(self, recorder: Recorder, name: str | None = None) -> None:
@@ -54,19 +54,19 @@ class FormBook:
         self._unanswered: set[str] = set()
 
     def take(self, trial: str, shape: str, choice: Mapping[str, Any]) -> None:
-        """Takes in what a trial has chosen, and answers with what holds: the first choice of the shape."""
+        """Records the choice of a trial, and answers with the valid one: the first choice for this shape."""
         self._recorder.record_form(trial, shape, choice)
         self._unanswered.add(shape)
         self.answer()
 
     def answer(self) -> None:
-        """Gives the answers that could not be given yet, because the cluster's head was away."""
+        """Sends the answers that could not be sent before because the head of the cluster was away."""
         for shape in [*self._unanswered]:
             known = self._recorder.state.forms.get(shape)
             try:
-                if known is not None:  # else the journal is lost, and the study ends
+                if known is not None:  # otherwise the journal is lost, and the study ends
                     self._register.set(form_of(shape), known)
-            except Exception as error:  # whatever Ray raises; the head may be back in a moment
+            except Exception as error:  # Ray may raise anything; the head may be back in a moment
                 logger.warning("the cluster's head does not answer (%s)", error)
                 return
             self._unanswered.discard(shape)
@@ -80,9 +80,9 @@ def agree(
     say: Callable[[str], object],
     sign_of_life: Callable[[], object],
 ) -> Choice:
-    """The form of a trial's shape: a known one, that of the trial which times it now, or the one that ``choose`` finds.
+    """The form for a trial's shape: a known one, the one that another trial is finding, or the result of ``choose``.
 
-    ``tell`` sends the choice to the driver, and ``say`` sends it a sentence for a person.
+    ``tell`` sends the choice to the driver, and ``say`` sends it a sentence for the user.
     """
     from nfnet_ray.training.form.forms import Choice
 
@@ -93,11 +93,11 @@ def agree(
         try:
             with _signs_of_life(register, shape, own):
                 choice = choose(notes)
-        except Exception:  # no other trial need wait
+        except Exception:  # other trials need not wait any longer
             _patiently(lambda: register.unset(claim_of(shape)))
             raise
         tell(shape, choice.to_values())
-        # Without signs of life: if the driver never answers, the watchdog ends this process.
+        # No signs of life here, so that the watchdog ends this process if the driver never answers.
         while known is None:
             known = _patiently(lambda: register.get(form_of(shape)))
             time.sleep(0 if known else SECONDS_BETWEEN_LOOKS)
@@ -106,7 +106,7 @@ def agree(
 
 @contextlib.contextmanager
 def _signs_of_life(register: Register, shape: str, own: str) -> Generator[None]:
-    """Within it a thread tells the trials that wait that this process is alive, however long it compiles.
+    """A context in which a thread tells waiting trials that this process is alive, however long it compiles.
 
     If compiling never ends, the watchdog ends the process.
     """
@@ -128,7 +128,7 @@ def _signs_of_life(register: Register, shape: str, own: str) -> Generator[None]:
 
 
 class _Notes:
-    """The FormNotes of a trial: in the register, where a process that takes over finds them."""
+    """The FormNotes of a trial, in the register, where a process that takes over reads them."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class _Notes:
 def _wait_for_others(
     register: Register, shape: str, own: str, sign_of_life: Callable[[], object]
 ) -> dict[str, Any] | None:
-    """The form that another trial has chosen; None if this trial has to choose, which then holds the claim."""
+    """The form that another trial has chosen; None if this trial has to choose, and holds the claim to do so."""
     claim, since = None, time.monotonic()
     while True:
         known = _patiently(lambda: register.get(form_of(shape)))
@@ -179,7 +179,7 @@ def _wait_for_others(
             return known
         _patiently(lambda: register.set_first(claim_of(shape), f"{own} 0"))
         found = _patiently(lambda: register.get(claim_of(shape)))
-        # Its own: of a process before this one, which was lost, or just made.
+        # The claim belongs to this trial: it was just made, or an earlier process made it and was lost.
         if found is not None and found.startswith(f"{own} "):
             return None
         if found != claim:
@@ -192,7 +192,7 @@ def _wait_for_others(
 
 
 def _patiently(act: Callable[[], Any]) -> Any:
-    """Its result; None if the cluster's head is away, which may be back in a moment."""
+    """Returns the result of ``act``; None if the head of the cluster is away, which may be back in a moment."""
     try:
         return act()
     except Exception as error:

@@ -1,9 +1,9 @@
-"""Hands a study's gauges to Ray, whose nodes give them to Prometheus with their own metrics.
+"""Exports a study's gauges through Ray, whose nodes give them to Prometheus with their own metrics.
 
-Ray exports a gauge of this process to the node's agent every few seconds and then forgets it; the agent keeps it for
-two of those intervals. So what is no longer set is gone from Prometheus soon, and what is to stay has to be set anew.
-Ray does not say whether anybody asks for the metrics; to set one takes some 10 microseconds, and without an agent it
-leads nowhere.
+Ray exports the gauges of this process to the agent of the node every few seconds, and then drops them. The agent keeps
+a gauge for two of these intervals. So a gauge must be set again and again, and otherwise soon disappears from
+Prometheus. Ray does not say whether anybody reads the metrics. Setting a gauge takes about 10 microseconds, and has no
+effect without an agent.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def gauges_are_exported(samples: Callable[[], Iterable[Sample]]) -> Generator[None]:
-    """While this lasts, Ray's metrics have what ``samples()`` returns; at the end they have it as it is then.
+    """A context in which Ray's metrics have the gauges of ``samples()``. At its end they have the last values.
 
-    ``samples`` is called in a thread. Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`, whose end hands
-    over what was set last.
+    ``samples`` is called in a thread. It needs a :func:`nfnet_ray.cluster.connection.session.ray_session`, whose end
+    exports the last values.
     """
     known: dict[str, metrics.Gauge] = {}
     over = threading.Event()
@@ -46,7 +46,7 @@ def gauges_are_exported(samples: Callable[[], Iterable[Sample]]) -> Generator[No
 
 
 def _set(known: dict[str, metrics.Gauge], samples: Callable[[], Iterable[Sample]]) -> None:
-    """Sets what there is now; ``known`` are the gauges that Ray has been told of."""
+    """Sets the current values. ``known`` are the gauges that have been registered with Ray."""
     from ray.util import metrics
 
     try:
@@ -55,6 +55,6 @@ def _set(known: dict[str, metrics.Gauge], samples: Callable[[], Iterable[Sample]
                 known[name] = metrics.Gauge(name, GAUGES[name].meaning, GAUGES[name].labels)
             known[name].set(value, dict(labels))
     except RuntimeError:
-        # Another thread has added an epoch to the state meanwhile. The rest is set the next time; the agent keeps what
-        # it has until then.
+        # Another thread has added an epoch to the state meanwhile. The other gauges are set the next time, and until
+        # then the agent keeps their values.
         return

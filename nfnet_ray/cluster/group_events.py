@@ -1,6 +1,6 @@
-"""Reports to the driver what Ray Train's controller sees of a worker group.
+"""Reports events of a worker group, which Ray Train's controller sees, to the driver.
 
-Runs in the controller's process.
+The code runs in the process of the controller.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from nfnet_ray.cluster.messages.register_values import (
 )
 
 SECONDS_TO_YIELD = 120.0
-"""For a step, and for a checkpoint to be written."""
+"""How long a group may take to finish its step and write a checkpoint."""
 SECONDS_BETWEEN_READS = 0.2
 
 
 class GroupEvents(ControllerCallback, WorkerGroupCallback):
-    """Tells the driver that a group has lost workers; lets the group keep a checkpoint before it is resized.
+    """Tells the driver that a group has lost workers, and lets the group save a checkpoint before it is resized.
 
-    Between two legs nobody has to know. The slot's directory is the same for a later controller of it.
+    Between two legs nothing is reported. A later controller of the slot uses the same directory.
     """
 
     def __init__(self, slot: SlotConfig) -> None:
@@ -45,7 +45,7 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
         self._size: int | None = None
 
     def _running_leg(self) -> str | None:
-        """The name of the mailbox and the register of the leg that is not over, or None."""
+        """The name of the mailbox and the register of the current leg; None between legs."""
         leg = Register(self._slot).get(LEG)
         if leg is None or Register(leg["mailbox"]).get(ENDED):
             return None
@@ -82,15 +82,15 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
         Mailbox(leg).post(WorkersLost(reason, preempted or worker_group_status.has_preempted_worker()))
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Notes that the workers could not be started, and frees their places; Ray Train then starts them again."""
+        """Notes that the workers could not be started, and frees their places. Ray Train then tries again."""
         del previous_state
         import ray
 
         error = getattr(current_state, "training_failed_error", None)
         failure = getattr(error, "controller_failure", None)
         cause = getattr(failure, "__cause__", None)
-        # A worker that did not come up is the cause of an error of Ray Train's; one that dies when it joins the others,
-        # or cannot join them, is the error. A start that waits for room is neither.
+        # If a worker did not come up, that is the cause of an error of Ray Train. If a worker dies while it joins the
+        # others, or cannot join them, that is the error itself. A start that waits for room is neither.
         seen = (cause, failure)
         has_died = any(isinstance(one, ray.exceptions.RayActorError) for one in seen)
         refused = next((one for one in seen if isinstance(one, ray.exceptions.RayTaskError)), None)
@@ -110,7 +110,7 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
             Mailbox(leg).post(WorkersLost(said, preempted=False))
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-        """Called when workers are started, too; only a group that trains has something to keep."""
+        """Lets a group that trains save a checkpoint. Ray also calls this when workers are started."""
         leg = self._running_leg()
         if self._size is None or leg is None:
             return
@@ -129,13 +129,13 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
 
 
 def _reason(errors: Mapping[int, Exception]) -> str:
-    """Who died or failed. When one dies the others fail because of it, and Ray may notice them first."""
+    """Which worker died or failed. When one dies, the others fail because of it, and Ray may notice these first."""
     dead = sorted(rank for rank, error in errors.items() if ray_internals.is_death(error))
     if dead:
         return f"rank {' and '.join(map(str, dead))} died"
     rank, error = next(iter(errors.items()))
     last = last_line(error)
-    if "onnection" in str(error):  # of gloo and of NCCL: refused, reset, closed by peer
+    if "onnection" in str(error):  # errors of gloo and NCCL: refused, reset, closed by peer
         return f"rank {rank} lost its connection to another one"
     return f"rank {rank} failed ({last})"
 

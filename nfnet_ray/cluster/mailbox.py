@@ -1,8 +1,8 @@
-"""How the processes of a run reach each other: a register of values and a queue of notes, in the head's memory.
+"""Communication between the processes of a run: a register of values and a queue of notes, in the head's memory.
 
-Both are in the key-value store of the cluster's head, which is there as long as the cluster is; an actor would be
-one more process that can die. A call takes milliseconds. No result depends on it: results are in checkpoints and in
-the journal.
+Both are in the key-value store of the cluster's head, which exists as long as the cluster; an actor would be one more
+process that can die. A call takes milliseconds. No result depends on it, since results are in checkpoints and in the
+journal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Register:
-    """One JSON value for each name, of one run: the last that was set."""
+    """The register of a run. It has one JSON value for each name, the last one that was set."""
 
     def __init__(self, run: str) -> None:
         self._prefix = f"{run}/value/"
@@ -30,7 +30,7 @@ class Register:
         ray_internals.put_value(self._prefix + name.text, json.dumps(value))
 
     def set_first(self, name: Name[T], value: T) -> None:
-        """Sets the value of a name that has none; of several processes that do so at once, one succeeds."""
+        """Sets the value of a name that has none. If several processes do so at once, one of them succeeds."""
         ray_internals.put_first_value(self._prefix + name.text, json.dumps(value))
 
     def get(self, name: Name[T]) -> T | None:
@@ -44,7 +44,7 @@ class Register:
 
 
 class Mailbox:
-    """The notes to the driver of one run. Each is taken once."""
+    """The notes of a run for its driver. Each note is taken once."""
 
     def __init__(self, run: str) -> None:
         self._prefix = f"{run}/note/"

@@ -1,7 +1,7 @@
 """Gives Ray Tune the next leg of a study whenever it asks for a trial.
 
-For Tune each leg is a trial. Its own schedulers can end trials, but ASHA cannot let one wait at a rung and continue
-later (ray#32634), and Tune does not save a scheduler's state (ray#30838). Here the journal has everything.
+To Tune each leg is a trial. Tune's own schedulers can end trials, but ASHA cannot let a trial wait at a rung and
+continue later (ray#32634), and Tune does not save a scheduler's state (ray#30838). Here the journal has everything.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from nfnet_ray.study.legs import Legs
 
 
 class LegSearcher(Searcher):
-    """What Tune asks for the next trial.
+    """The object that Tune asks for the next trial.
 
     Args:
         config: the configuration of the workers of a leg.
-        stop: when it is set, no more legs are handed out.
-        places: how many trials of Tune run at once.
-        lanes: how many legs are trained as one program at most.
+        stop: once it is set, there are no more legs.
+        places: the number of Tune trials that run at once.
+        lanes: the largest number of legs that are trained as one program.
     """
 
     def __init__(
@@ -41,18 +41,18 @@ class LegSearcher(Searcher):
         self._places, self._lanes = places, lanes
         self._program_of: dict[str, str] = {}
         self.registers: dict[str, Register] = {}
-        """{trial: where the workers of its latest leg read what they are asked to do}."""
+        """{trial: the register in which the workers of its latest leg read requests}."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher into its own state, which this project does not use."""
+        """Nothing, since Tune pickles its searcher into a state that this project does not use."""
         return {}
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> LegSearcher:
-        """Tune copies its configuration, and has to ask this one."""
+        """Itself, since Tune copies its configuration but must ask this very object."""
         return self
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyrefly: ignore[bad-override]  # Tune says less
-        """The :func:`tune_space` of the next legs; None: ask again; ``FINISHED``: no leg will come any more."""
+        """The :func:`tune_space` of the next legs; None to be asked again; ``FINISHED`` if there are no more."""
         if self._stop.is_set():
             return self.FINISHED
         busy = {self._program_of.get(trial) for trial in self._legs.running}
@@ -68,10 +68,10 @@ class LegSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """The journal's callback has it already."""
+        """Does nothing, since the journal's callback has recorded it."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Keeps nothing: the journal has everything."""
+        """Does nothing, since the journal has everything."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing is kept."""
+        """Does nothing, since nothing was saved."""

@@ -1,6 +1,6 @@
-"""Trains on worker groups that stay up: the legs of a study, on as many slots as there is room for, or one training.
+"""Trains on worker groups that stay up (slots): the legs of a study on as many slots as fit, or a single training.
 
-A leg is handed to a slot whose workers are up, so that none waits for machines that may never come.
+A leg is assigned only to a slot whose workers are up, so that no leg waits for machines that may never come.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SLOTS_FOLDER = "slots"
 def run_training(
     config: WorkerConfig, recorder: Recorder, say: Callable[[str], None], stop: threading.Event
 ) -> FinalReport:
-    """Trains until the end, or until ``stop`` is set; everything that happened is recorded.
+    """Trains to the end, or until ``stop`` is set, and records every event.
 
-    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
+    It needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
     """
     resources = WorkerResources(**config["resources"])
     slot = Slot(slot_config(1, Path(config["directory"]), resources, config["hang_seconds"]))
@@ -48,7 +48,7 @@ def run_training(
             close_all([slot])
     shutil.rmtree(
         config["compiled"], ignore_errors=True
-    )  # a URI's is one file, which the next training replaces
+    )  # for a URI this is one file, which the next training replaces
     if report.stops_study:
         recorder.mark_lost(str(report.reason))
     recorder.end_trial(config["name"], report.trial_outcome, report.reason)
@@ -65,14 +65,14 @@ def run_legs(
     say: Callable[[str], None],
     stop: threading.Event,
 ) -> None:
-    """Trains legs until none is left, or until ``stop`` is set, and records everything that happens.
+    """Trains legs until none is left, or until ``stop`` is set, and records every event.
 
     Args:
         config: the configuration of the workers of a leg.
-        directory: the study's.
-        most: how many slots there are. Those for which there is no room wait, and an autoscaler sees them wait. Those
+        directory: the folder of the study.
+        most: the largest number of slots. Slots for which there is no room wait, so that an autoscaler sees them. Slots
             for which no leg is left are closed while others still train.
-        say: tells a person.
+        say: a function that is called with sentences for the user.
     """
     slots = [
         Slot(slot_config(number, directory / SLOTS_FOLDER / str(number), resources))
@@ -89,7 +89,7 @@ def run_legs(
 
 @dataclass(frozen=True)
 class _Slots:
-    """The slots that are open, by their numbers, and who follows the leg that each of them trains."""
+    """The open slots, by number, each with the follower of the leg that it trains."""
 
     legs: Legs
     config: Callable[[Leg], WorkerConfig]
@@ -111,7 +111,7 @@ class _Slots:
             time.sleep(SECONDS_BETWEEN_READS)
 
     def _take_in(self) -> None:
-        """Records what the workers of all slots have said."""
+        """Records the notes of the workers of all slots."""
         for number, slot in self.open.items():
             follower = self.followers.get(number)
             report = _followed(slot, follower, self.recorder)
@@ -120,7 +120,7 @@ class _Slots:
                 record_end(follower.trial, report, self.legs, self.recorder)
 
     def _hand_out(self) -> bool:
-        """Gives each slot that is free a leg; whether there was one for each."""
+        """Assigns a leg to each free slot. Returns whether there was a leg for each."""
         for number, slot in self.open.items():
             if number in self.followers or not slot.is_ready():
                 continue
@@ -134,11 +134,11 @@ class _Slots:
         return True
 
     def _let_go(self) -> None:
-        """Closes slots that can get no leg any more: others need their machines, and somebody pays for them."""
+        """Closes slots that will get no more legs, because their machines cost money and others may need them."""
         most = self.legs.most_at_once()
         if most is None:
             return
-        # First those that still wait for machines.
+        # Those that still wait for machines come first.
         idle = sorted(
             self.open.keys() - self.followers.keys(), key=lambda number: self.open[number].is_ready()
         )
@@ -149,10 +149,10 @@ class _Slots:
 
 
 def record_end(name: str, report: FinalReport, legs: Legs, recorder: Recorder) -> None:
-    """Records how a leg of a study ended, and what that decides of other trials."""
+    """Records how a leg of a study ended, and the decisions about other trials that follow from it."""
     if report.outcome == "stopped" and recorder.state.trials[name].state != "running":
-        return  # before its first step: it is as if it had not been handed out
-    if recorder.is_cut_off:  # then it is no fault of the trial's
+        return  # it ended before its first step, as if it had not been assigned
+    if recorder.is_cut_off:  # then the trial is not at fault
         legs.end(name, "interrupted", None)
     elif report.stops_study:  # it can be resumed once the cause is gone
         legs.end(name, "interrupted", report.reason)
@@ -164,7 +164,7 @@ def record_end(name: str, report: FinalReport, legs: Legs, recorder: Recorder) -
 
 
 def _followed(slot: Slot, follower: Follower | None, recorder: Recorder) -> FinalReport | None:
-    """Keeps a slot up, and takes in what the workers of its leg have said."""
+    """Keeps a slot up, and processes the notes of the workers of its leg."""
     if recorder.is_cut_off:
         return FinalReport("stopped")
     why = slot.keep_up()
@@ -180,7 +180,7 @@ def _of_trial(name: str, say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def _bad_gpus(resources: WorkerResources) -> str:
-    """A possible reason why workers do not start: nodes, which may have joined later, whose GPUs torch cannot use."""
+    """A possible reason why workers do not start: nodes that may have joined later, whose GPUs torch cannot use."""
     with suppress(Exception):  # the cluster's head is away, or a node is
         problems = gpu_problems(resources)
         return "".join(

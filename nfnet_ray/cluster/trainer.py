@@ -1,7 +1,7 @@
-"""A slot: the TorchTrainer of a worker group, which stays up and is given one leg after another.
+"""A slot: the TorchTrainer of a worker group that stays up and trains one leg after another.
 
-``TorchTrainer`` starts the workers, and starts them again when one is lost, when a machine is taken back, and, with
-``min_workers``, when machines come and go. Each time they resume their leg from its last checkpoint.
+``TorchTrainer`` starts the workers, and restarts them when one is lost, when a machine is taken back, and, with
+``min_workers``, when machines come and go. The workers then resume their leg from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -26,25 +26,27 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 MOST_FAILED_STARTS = 10
-"""In a row. A machine that is taken back while workers start costs one of them, and the next start finds another one;
-where each start fails, as on a machine whose GPUs cannot be used, more of them only cost time that is paid for."""
+"""The number of failed starts in a row after which the slot gives up. A machine that is taken back while workers start
+costs one start, and the next start finds another machine. If every start fails, as on a machine whose GPUs cannot be
+used, more attempts would only cost money."""
 SECONDS_TO_FINISH = 15.0
-"""For Ray to clear up after workers that have ended."""
+"""How long Ray may take to clean up after workers that have ended."""
 
-# A check of the workers costs Ray Train a message to each. A fixed group waits for its machines anyway; an elastic
-# one should not wait long for machines that are gone.
+# A check of the workers costs Ray Train a message to each of them. A fixed group waits for its machines anyway, but an
+# elastic one should not wait long for machines that have left.
 _SETTINGS = {
     ray_internals.TRAIN_HEALTH_CHECK_INTERVAL: "1",
     ray_internals.TRAIN_PREEMPTION_POLL_INTERVAL: "2",
 }
 _ELASTIC_SETTINGS = {ray_internals.TRAIN_GROUP_START_TIMEOUT: "20"}
-# How many times longer than the watchdogs' seconds a collective may take. They are three times as patient before the
-# first step (training/watchdog.py), and their stacks say more than an error of gloo or NCCL.
+# The timeout of a collective, as a multiple of the watchdogs' time. It is longer so that a watchdog acts first, whose
+# stacks say more than an error of gloo or NCCL. Before the first step a watchdog waits three times as long
+# (training/watchdog.py).
 _COLLECTIVE_PER_HANG = 4
 
 
 def torch_trainer(slot: SlotConfig) -> TorchTrainer:
-    """The TorchTrainer of a slot. It starts workers that die without end: they give up a leg, and Slot gives up."""
+    """The TorchTrainer of a slot. It restarts workers without limit; the workers or Slot give up."""
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -79,8 +81,8 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
         run_config=configs.RunConfig(
             name="train",
             storage_path=slot["directory"],
-            # Ray counts failures over the whole run, with progress between them or not; the workers count those at
-            # the same checkpoint (exit_rules.py).
+            # No limit, because Ray counts failures over the whole run, regardless of progress. The workers count the
+            # failures at one checkpoint instead (exit_rules.py).
             failure_config=configs.FailureConfig(max_failures=-1),
             callbacks=callbacks,
         ),
@@ -90,9 +92,9 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
 
 
 class Slot:
-    """A worker group that is started now, stays up, and trains the legs that it is handed.
+    """A worker group that is started now, stays up, and trains the legs that are assigned to it.
 
-    Ray Train restarts workers by itself, but not its own controller, nor after an error of its own: this does.
+    Ray Train restarts workers, but not its own controller, and not after an internal error. This class does both.
     """
 
     def __init__(self, config: SlotConfig) -> None:
@@ -101,23 +103,23 @@ class Slot:
         self._failures, self._was_ready = 0, False
         self._undelivered: WorkerConfig | None = None
         self.runs = [config["run"]]
-        """The names of its registers that have not been removed: its own, and those of its latest legs."""
+        """The names of the registers that still exist: that of the slot, and those of its latest legs."""
         self._fit = _Fit(config)
 
     def is_ready(self) -> bool:
-        """Whether its workers are up, as far as is known."""
+        """Whether the workers are known to be up."""
         with suppress(OSError):  # the cluster's head is away
             return self._register.get(READY) is True
         return False
 
     def hand(self, leg: WorkerConfig) -> None:
-        """Gives the workers a leg to train, as soon as they are up; they must not have another one."""
+        """Assigns a leg to the workers, which get it as soon as they are up. They must not have another leg."""
         self._undelivered = leg
         self.runs.append(leg["mailbox"])
         self._deliver()
-        # That of the leg before has to stay: it says that it is over, to workers that are started again.
+        # The register of the previous leg has to stay: it tells restarted workers that this leg is over.
         while len(self.runs) > 3:
-            with suppress(OSError):  # the cluster's head is away, and nothing else depends on it
+            with suppress(OSError):  # the head of the cluster may be away; nothing else depends on this
                 remove_run(self.runs.pop(1))
 
     def _deliver(self) -> None:
@@ -127,10 +129,10 @@ class Slot:
                 self._undelivered = None
 
     def keep_up(self) -> str | None:
-        """Starts the controller again if it has ended, and then returns why it had.
+        """Restarts the controller if it has ended, and then returns the reason why it had.
 
-        Raises WorkersDoNotStart if it has ended too often without its workers coming up, or if they have been started
-        in vain too often.
+        Raises WorkersDoNotStart if it has ended too often before its workers were up, or if the workers have failed to
+        start too often.
         """
         self._deliver()
         with suppress(OSError):  # the cluster's head is away
@@ -154,35 +156,35 @@ class Slot:
         return reason
 
     def _free_places(self) -> None:
-        """Frees the cores of workers whose controller died; the head may learn later than we do that it has."""
+        """Frees the cores of workers whose controller died, which the head of the cluster may learn only later."""
         import ray
 
         with suppress(OSError, ray.exceptions.RayError):  # the cluster's head is away; keep_up tries again
             ray_internals.remove_orphaned_placement_groups(ray.get_runtime_context().get_job_id())
 
     def close(self) -> None:
-        """Has the workers end."""
+        """Asks the workers to end."""
         self._register.set(CLOSE, True)
 
     def join(self, seconds: float) -> None:
-        """Waits until everything of it has ended, or for so long."""
+        """Waits until everything of the slot has ended, but at most for this time."""
         self._fit.join(seconds)
 
     def is_over(self) -> bool:
-        """Whether its controller has ended, and the thread that waits for it."""
+        """Whether the controller has ended, and the thread that waits for it."""
         return self._fit.is_over()
 
     def abandon(self) -> None:
-        """Says that its controller is killed now: nobody asks for the reason, nor for a trace."""
+        """Notes that the controller is being killed, so that no reason and no trace are recorded."""
         self._fit.is_abandoned = True
 
 
 class WorkersDoNotStart(Exception):
-    """The workers do not come up, however often they are started, or Ray Train's controller does not stay up."""
+    """The workers do not start, in spite of several attempts, or Ray Train's controller does not stay up."""
 
 
 def close_all(slots: Sequence[Slot]) -> None:
-    """Ends slots whose workers are up: they return. The others are left to :func:`none_outlives_ray`."""
+    """Ends the slots whose workers are up, by letting them return. :func:`none_outlives_ray` ends the others."""
     with suppress(OSError):  # the cluster's head is away
         up = [slot for slot in slots if slot.is_ready()]
         for slot in slots:
@@ -196,10 +198,10 @@ def close_all(slots: Sequence[Slot]) -> None:
 
 @contextmanager
 def none_outlives_ray(slots: Sequence[Slot]) -> Generator[None]:
-    """At the end, however it comes, the controllers of slots that are still up are killed.
+    """A context at whose end the controllers of slots that are still up are killed, also after an exception.
 
-    Their threads wait in ``fit``. If one returns from there when the session is over, Ray ends this process at once,
-    with exit code 1 and without a word (core_worker_process.cc).
+    Their threads wait in ``fit``. If one returned from there after the end of the session, Ray would end this process
+    at once, with exit code 1 and without a message (core_worker_process.cc).
     """
     import ray
 
@@ -217,7 +219,7 @@ def none_outlives_ray(slots: Sequence[Slot]) -> Generator[None]:
 
 
 class _Fit:
-    """``TorchTrainer.fit`` in a thread; there it does not take over the handling of Ctrl-C."""
+    """``TorchTrainer.fit`` in a thread, where it does not replace the handler of Ctrl-C."""
 
     def __init__(self, slot: SlotConfig) -> None:
         self.error = ""

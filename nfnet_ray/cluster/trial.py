@@ -1,4 +1,4 @@
-"""A trial of one worker: a function that Ray Tune calls in an actor, which stays up for the next trial."""
+"""A trial of one worker: the function that Ray Tune calls in an actor, which stays up for the next trial."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from nfnet_ray.places import lost_place
 T = TypeVar("T")
 
 _memory = Memory(forget_graphs)
-"""Of this process, over all the trials that it trains."""
+"""The memory of this process, over all trials that it trains."""
 
 
 class _TrainingThread:
-    """Trains all trials of this process. Tune calls the function of each in another thread.
+    """A thread in which all trials of this process are trained. Tune calls the function of each trial in a new thread.
 
-    What torch has found out about a GPU's convolutions belongs to the thread that does their forward pass: in a new one
-    cuDNN tries all of its algorithms again, for each shape that is trained or evaluated (torch's Conv_v8.cpp).
+    The algorithms that cuDNN has chosen for convolutions belong to the thread that ran the forward pass. In a new
+    thread it would try all algorithms again, for each shape that is trained or evaluated (torch's Conv_v8.cpp).
     """
 
     def __init__(self) -> None:
@@ -42,9 +42,9 @@ class _TrainingThread:
         self._thread: threading.Thread | None = None
 
     def result_of(self, act: Callable[[], T]) -> T:
-        """What ``act`` returns there. What it raises is raised here: SystemExit, too, with which Tune ends a trial."""
+        """Calls ``act`` there, and returns its result or raises its exception (SystemExit ends a trial of Tune)."""
         with self._lock:
-            if self._thread is None:  # a daemon, as Tune's threads are: it does not keep a process that ends
+            if self._thread is None:  # a daemon, like Tune's threads, so that the process can end
                 self._thread = threading.Thread(target=self._run, name="training", daemon=True)
                 self._thread.start()
         result: Future[T] = Future()
@@ -58,20 +58,20 @@ class _TrainingThread:
                 result.set_result(act())
             except BaseException as error:
                 result.set_exception(error)
-            del result, act  # or this thread would keep the last trial in memory
+            del result, act  # otherwise this thread would keep the last trial in memory
 
 
 _training_thread = _TrainingThread()
 
 
 def run_in_actor(space: dict[str, Any]) -> None:
-    """Tune function of a trial with one worker, or of several as one program; ``space`` is a :func:`tune_space`."""
+    """Trains a trial of one worker, or several trials as one program. Tune calls it with a :func:`tune_space`."""
     started_at = time.perf_counter()
     configs = lanes_of(space)
     if _starts_too_late(configs):
         return
     if _memory.has_grown:
-        os._exit(0)  # to Tune the trial has lost its worker, and it starts another one
+        os._exit(0)  # to Tune the trial has lost its worker, so it starts another one
     try:
         if len(configs) == 1:
             reports = [_training_thread.result_of(lambda: train_alone(configs[0], started_at))]
@@ -80,7 +80,7 @@ def run_in_actor(space: dict[str, Any]) -> None:
     except Exception as error:
         import torch
 
-        # Every trial on this node would fail, and free the place at once for the next one.
+        # Otherwise every trial would fail on this node, each freeing the place for the next one at once.
         bad_gpus = _bad_gpus(configs[0])
         stops_study = bad_gpus is not None or lost_place(error) is not None
         reports = [
@@ -100,7 +100,7 @@ def run_in_actor(space: dict[str, Any]) -> None:
 
 
 def _bad_gpus(config: WorkerConfig) -> str | None:
-    """Why torch cannot use the GPUs of this node, which may have joined after all others were asked, and what to do."""
+    """Why torch cannot use the GPUs of this node, which may have joined after the check, and what to do."""
     import ray.util
     import torch
 
@@ -116,7 +116,7 @@ def _bad_gpus(config: WorkerConfig) -> str | None:
 
 
 def _starts_too_late(configs: Sequence[WorkerConfig]) -> bool:
-    """Whether the study is being stopped: Tune starts waiting trials in the places of those that have stopped."""
+    """Whether the study is being stopped. Tune then starts waiting trials in the places of those that have stopped."""
     if not Register(configs[0]["mailbox"]).get(STOP):
         return False
     _report(configs, [FinalReport("stopped")] * len(configs))

@@ -1,4 +1,4 @@
-"""What runs in a worker: a leg alone, up to its final report, or as one of a group, which trains leg after leg.
+"""The code of a worker: it trains a leg alone, up to its final report, or leg after leg as one of a group.
 
 The driver imports this module too, so torch is imported in the functions.
 """
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 
 
 SECONDS_BETWEEN_LOOKS = 0.1
-"""For the next leg; a look takes about a millisecond of the cluster's head."""
+"""The time between two looks for the next leg, each of which takes about a millisecond of the cluster's head."""
 
-# A process whose memory has grown by this many bytes since its first leg, and to this multiple, is replaced. What stays
-# after legs of different networks is some hundred megabytes, and new processes cost seconds.
+# A process is replaced if its memory has grown by this number of bytes since its first leg, and to this multiple. After
+# legs of different networks some hundred megabytes remain, and new processes cost seconds.
 LEAST_GROWTH_BYTES = 2**30
 LEAST_GROWTH = 2.0
 
@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 
 
 def train_alone(config: WorkerConfig, started_at: float) -> FinalReport:
-    """Trains in a Tune trial of one worker. ``started_at`` is the trial's start by ``time.perf_counter``."""
+    """Trains a leg in a Tune trial of one worker. ``started_at`` is the start of the trial by ``time.perf_counter``."""
     _import_training()
     from nfnet_ray.training.measurement.clock import Clock
 
@@ -105,10 +105,10 @@ def train_cohort_alone(configs: Sequence[WorkerConfig], started_at: float) -> li
 
 @functools.cache
 def _import_training() -> None:
-    """Imports what trains, and torch with it: once in a process, as it is cached.
+    """Imports the training code and torch, once in a process.
 
-    Python does not look for garbage meanwhile, of which imports make hardly any, and leaves the modules out when it
-    looks for it later: each leg begins with that, and it would take 0.2 s.
+    The garbage collector is off meanwhile, since imports make hardly any garbage. Later collections skip the modules:
+    each leg begins with a collection, and this saves 0.2 s.
     """
     gc.disable()
     try:
@@ -120,21 +120,21 @@ def _import_training() -> None:
 
 @functools.cache
 def _kept_graphs() -> KeptGraphs:
-    """Of this process, over all the trials of one worker that it trains."""
+    """The kept graphs of this process, over all trials of one worker that it trains."""
     from nfnet_ray.training.form.kept import KeptGraphs
 
     return KeptGraphs()
 
 
 def forget_graphs() -> None:
-    """Frees the memory that the last trial has left to the next one, which then captures its step itself."""
+    """Frees the graphs that the last trial has left. The next trial then captures its own."""
     _kept_graphs().drop()
 
 
 def _leave_if_preempted(outcomes: Sequence[str], contexts: Sequence[TuneContext]) -> None:
-    """Ends the process if it has kept a checkpoint because its machine is taken back.
+    """Ends the process if it has saved a checkpoint because its machine is taken back.
 
-    To Tune the trial has then lost its worker, and it starts another one where there is room.
+    To Tune the trial has then lost its worker, so it starts another one where there is room.
     """
     if "stopped" in outcomes and any(context.is_preempted for context in contexts):
         os._exit(0)
@@ -159,14 +159,14 @@ def _spent(config: WorkerConfig) -> Spent | None:
 
 
 def _refusal(error: UserError) -> FinalReport:
-    """The end of a leg that a UserError has ended."""
+    """The final report of a leg that a UserError has ended."""
     return FinalReport("failed", str(error), stops_study=isinstance(error, StopsStudyError), refused=True)
 
 
 def work_in_slot(plain: dict[str, Any]) -> None:
-    """Runs in each worker of a TorchTrainer, and trains one leg after another until the slot is closed.
+    """Trains one leg after another until the slot is closed. It runs in each worker of a TorchTrainer.
 
-    When it raises, Ray Train starts all workers again, which resume the leg unless that was over.
+    If it raises an exception, Ray Train restarts all workers, which resume the leg unless it was over.
     """
     import ray.train
 
@@ -182,7 +182,7 @@ def work_in_slot(plain: dict[str, Any]) -> None:
 
 
 def _next_leg(slot: SlotConfig, rank: int, last: WorkerConfig | None) -> WorkerConfig | None:
-    """Waits for the leg after ``last``; None when the slot is closed."""
+    """Waits for the leg after ``last``. Returns None when the slot is closed."""
     register = Register(slot["run"])
     while True:
         if must_leave(rank):
@@ -200,10 +200,10 @@ def _next_leg(slot: SlotConfig, rank: int, last: WorkerConfig | None) -> WorkerC
 
 
 def train_in_group(config: WorkerConfig, slot: SlotConfig, legs_before: int, memory: Memory) -> bool:
-    """Trains a leg as one of a group whose processes have trained ``legs_before`` legs before.
+    """Trains a leg as a worker of a group whose processes have trained ``legs_before`` legs before.
 
-    Returns whether the group can take another one; False if Ray Train starts it again by itself. Raises whatever
-    calls for new processes: every error, and memory that has grown.
+    Returns whether the group can train another leg; False if Ray Train restarts it. Raises an exception if new
+    processes are needed: after any error, and if memory has grown.
     """
     started_at = time.perf_counter()
     _import_training()
@@ -235,7 +235,7 @@ def train_in_group(config: WorkerConfig, slot: SlotConfig, legs_before: int, mem
                 report = FinalReport("failed", keep_trace(config["directory"], error))
             else:
                 raise
-            # The leg is over, but the other workers may be waiting for this one in an exchange.
+            # The leg is over, but other workers may wait for this one in an exchange.
             Register(slot["run"]).set(RESTARTS, True)
             context.report_end(report)
             raise
@@ -249,15 +249,15 @@ def train_in_group(config: WorkerConfig, slot: SlotConfig, legs_before: int, mem
                 context.mailbox.post(WorkersReplaced(growth))
             context.report_end(report)
         if growth:
-            all_of(None, context)  # none ends before the first one has reported
+            all_of(None, context)  # no worker ends before the first one has reported
             raise RuntimeError(growth)
     return True
 
 
 class Memory:
-    """The memory that a process holds between two legs, compared with that after its first leg.
+    """Compares the memory that a process holds between two legs with the memory after its first leg.
 
-    ``let_go`` frees what is held for the next leg alone.
+    ``let_go`` frees memory that is kept only for the next leg.
     """
 
     def __init__(self, let_go: Callable[[], None] = lambda: None) -> None:
@@ -267,7 +267,7 @@ class Memory:
         """Whether the process used too much memory after a leg, so that a new one has to train the next leg."""
 
     def growth(self, whose: str) -> str | None:
-        """Called after each leg. A sentence if it has grown too much, else None."""
+        """Returns a sentence if the memory has grown too much, else None. Call it after each leg."""
         if self._first is None:
             gc.collect()
             self._first = held_bytes()
@@ -275,7 +275,7 @@ class Memory:
         if held_bytes() < most:
             return None
         self._let_go()
-        gc.collect()  # now alone: between legs it takes a tenth of a second
+        gc.collect()  # only here, because between legs it takes a tenth of a second
         give_back_memory()
         held = held_bytes()
         self.has_grown = held >= most
@@ -285,19 +285,19 @@ class Memory:
 
 
 def give_back_memory() -> None:
-    """Gives the system what glibc's allocator keeps of freed memory: of NFNet-F1's step it is 1.5 of 1.9 GiB."""
+    """Returns freed memory that glibc's allocator keeps to the system: 1.5 of 1.9 GiB after a step of NFNet-F1."""
     with suppress(AttributeError, OSError):  # other C libraries have no malloc_trim(3)
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def held_bytes() -> int:
-    """Bytes that this process holds for itself alone, on the CPU and on its GPU; 0 where that is not known."""
+    """The bytes that this process alone holds in the machine's and its GPU's memory; 0 if unknown."""
     import torch
 
     held = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
     with suppress(OSError), open("/proc/self/status") as status:  # not on macOS
         for line in status:
-            # Without the images in memory that all processes of a node share: proc(5).
+            # This excludes images that all processes of a node share: proc(5).
             if line.startswith("RssAnon:"):
                 return held + int(line.split()[1]) * 1024
     return held
@@ -330,10 +330,9 @@ def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clo
 
 
 def keep_compiled() -> None:
-    """Has torch.compile keep its results where they survive this process, and a restart of the machine.
+    """Sets torch.compile's cache to a folder that survives this process and a restart of the machine.
 
-    Without a home that can be written to, as in a container with any user's number, it is the folder for temporary
-    files.
+    If there is no writable home, as in a container with an arbitrary user id, it is the folder for temporary files.
     """
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         return
@@ -350,7 +349,7 @@ def keep_compiled() -> None:
 
 
 def _keep_stacks(hang: Hang, config: WorkerConfig, context: GroupContext, attempt: int) -> None:
-    """Tells the driver that this worker hangs, and puts its stacks where a person can find them."""
+    """Tells the driver that this worker hangs, and writes its stacks to a file."""
     from nfnet_ray.training.checkpoints.storage import storage_at
 
     place, name = stacks_place(config), f"attempt-{attempt}-rank-{context.rank}.txt"
