@@ -77,7 +77,7 @@ def write_digits(out_directory: Path, part: DigitsPart = ALL_DIGITS) -> Path:
 
 
 def describe_digits(out_directory: Path, part: DigitsPart = ALL_DIGITS) -> DatasetSummary:
-    """What :func:`write_digits` would write there, except for its fingerprint. Writes nothing."""
+    """The summary of the data that :func:`write_digits` would write, without a fingerprint. Writes nothing."""
     source = open_digits(part)
     plan = plan_splits(source, part.holdout)
     train, validation = len(plan.train.indices), len(plan.validation.indices)

@@ -61,7 +61,7 @@ _V100_BATCH = 32
 
 @dataclass(frozen=True)
 class Speeds:
-    """What was measured, in images per second."""
+    """The measurements, in images per second."""
 
     disk: float | None
     """Stored bytes in random order, with the page cache emptied; None where it cannot be emptied (not on Linux)."""
@@ -80,7 +80,7 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Need:
-    """What the GPUs need, in images per second."""
+    """The demand of the GPUs, in images per second."""
 
     images_per_second: float
     reason: str
@@ -139,7 +139,7 @@ def needed(
 
 
 def diagnose(split: Split, speeds: Speeds, need: Need | None, memory_bytes: int) -> list[str]:
-    """What was measured and what it means, in lines of text."""
+    """The measurements and their meaning, in lines of text."""
     beton = split.beton
     mean_bytes = float(beton.sizes.mean())
     mean_megapixels = float((beton.heights * beton.widths).mean()) / 1e6

@@ -49,7 +49,7 @@ class ConvertSettings:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What a conversion wrote."""
+    """The result of a conversion."""
 
     dataset: DatasetSummary
     stored_bytes: int

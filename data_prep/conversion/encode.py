@@ -70,7 +70,7 @@ class StoredImage:
     """Why training sees other pixels than the source has, or None where it does not. Raw pixels of a clean JPEG
     are what training would decode from it."""
     orientation: int = 1
-    """What the source's orientation tag says, 1 to 8 (Exif 2.32, 4.6.5): 1 is upright, or no tag."""
+    """The orientation tag of the source, 1 to 8 (Exif 2.32, 4.6.5); 1 is upright, or no tag."""
 
 
 def prepare_image(image: bytes | np.ndarray, settings: EncodeSettings) -> StoredImage:

@@ -1,4 +1,4 @@
-"""What has to be the same for one conversion to resume another."""
+"""The identity of a conversion, which must be equal for one conversion to resume another."""
 
 from __future__ import annotations
 

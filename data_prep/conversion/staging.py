@@ -39,7 +39,7 @@ class Staging:
 
     @property
     def progress(self) -> Path:
-        """What only a resumed conversion needs; gone before the data set is moved into place."""
+        """The state for resuming a conversion, which is removed before the data set is moved into place."""
         return self.folder / "progress"
 
     @property
@@ -71,7 +71,7 @@ class Staging:
     def why_not_resumable(
         self, identity: dict[str, str], names: Sequence[str], states: np.ndarray, images: dict[str, list[str]]
     ) -> str | None:
-        """What differs from the conversion that this folder is of, or None; arguments as in :func:`leftover`."""
+        """The difference from the conversion of this folder, or None. The arguments are those of :func:`leftover`."""
         try:
             before = json.loads(self._identity.read_text())
             states_before = np.load(self._file_states)

@@ -43,7 +43,7 @@ _NEEDED = "ImageNet is given by " + ", ".join(_FILES.values())
 
 @dataclass(frozen=True)
 class _Kit:
-    """What the development kit says. K is the number of classes."""
+    """The content of the development kit. K is the number of classes."""
 
     path: Path
     wnids: tuple[str, ...]

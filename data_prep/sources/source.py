@@ -50,4 +50,4 @@ class Source:
     splits: Mapping[str, SourceSplit]
     """Keys: ``train`` always, ``validation`` and ``test`` where the source has them."""
     notes: tuple[str, ...] = ()
-    """What a person should know of how the source was read."""
+    """Remarks for the user about how the source was read."""

@@ -1,1 +1,1 @@
-"""What every command line of the project shares: arguments, exit codes, Ctrl-C, progress, the terminal."""
+"""The parts that all command lines of the project share: arguments, exit codes, Ctrl-C, progress, the terminal."""

@@ -139,7 +139,7 @@ def number_or_nan(text: str) -> float:
 
 
 def shortened(text: str) -> str:
-    """What was typed, short enough for a line, and seen if it is nothing."""
+    """The typed text, shortened to fit a line; an empty text is made visible."""
     if not text.strip():
         return repr(text)
     return text if len(text) <= _LONGEST_ECHO else f"{text[:_LONGEST_ECHO]}…"

@@ -15,7 +15,7 @@ from nfnet_ray.places import in_words, lost_place
 from nfnet_ray.printable import printable
 
 EXIT_TERMINATED = 143
-"""What a shell gives a program that SIGTERM ended: 128 + SIGTERM."""
+"""The exit code that a shell reports for a program that SIGTERM has ended: 128 + SIGTERM."""
 
 _program = ""
 """How messages name the program that runs; "" for one that calls this library."""

@@ -16,7 +16,7 @@ _WIDEST = 100
 _NARROWEST = 40
 _ITEM = re.compile(r"[*-] ")
 _MARKUP = re.compile(r":[a-z]+:`~?([^`]+)`|``([^`]+)``|(?<![\w*])\*(\w[^*\n]*)\*(?![\w*])")
-"""What docstrings mark: a reference, code, emphasis. A terminal shows none of it."""
+"""The markup of docstrings (references, code, emphasis), which a terminal does not show."""
 
 
 def help_width() -> int:

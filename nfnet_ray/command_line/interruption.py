@@ -1,4 +1,4 @@
-"""What a program does with Ctrl-C, SIGTERM and a terminal that is closed.
+"""How a program reacts to Ctrl-C, SIGTERM and the closing of its terminal.
 
 Each program of the project has up to three phases: it imports what it needs and reads its command line
 (:func:`end_quietly`); it works, with nothing to save (:func:`interruptible`); and, if it is a run, it has something to

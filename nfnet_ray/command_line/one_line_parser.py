@@ -54,7 +54,7 @@ class OneLineParser(argparse.ArgumentParser):
         return f", which is one of {', '.join(found[0].choices)}" if found else ""
 
     def similar(self, flag: str) -> str | None:
-        """What may be meant by a flag that does not exist: ``did you mean --plan?``, or None."""
+        """A hint for a flag that does not exist: ``did you mean --plan?``, or None."""
         found = difflib.get_close_matches(flag, _flags(self), n=1, cutoff=_SIMILAR)
         return f"did you mean {found[0]}?" if found else None
 

@@ -55,7 +55,7 @@ def bytes_on_stderr(name: str, total: int | None, done: int = 0, /) -> Generator
 
 @dataclass(frozen=True)
 class _Unit:
-    """What is counted, in words: the amount done, that with its total, and the speed per second."""
+    """Functions that put an amount into words: what is done, that with its total, and the speed per second."""
 
     amount: Callable[[int], str]
     amount_of: Callable[[int, int], str]

@@ -48,7 +48,7 @@ _JPEG = b"\xff\xd8"  # how its files begin
 
 @dataclass(frozen=True)
 class Description:
-    """What a classifier needs besides its network.
+    """The data that a classifier needs besides its network.
 
     Attributes:
         class_names: in the order of the network's outputs.
@@ -167,7 +167,7 @@ def _decoded(content: bytes, description: Description) -> NDArray[np.uint8]:
 
 
 def _load_pyfunc(folder: str, model_config: Mapping[str, Any] | None = None) -> Classifier:
-    """What MLflow calls with the folder of a model's files, which it has been told to trust."""
+    """Loads a model. MLflow calls it with the folder of the model's files, which the user trusts."""
     del model_config  # on which device the pytorch flavour would put it
     network = torch.load(Path(folder) / NETWORK_FILE, map_location="cpu", weights_only=False)
     return Classifier(network, Description(**json.loads((Path(folder) / DESCRIPTION_FILE).read_text())))

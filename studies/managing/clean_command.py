@@ -42,7 +42,7 @@ TUNE_FOLDER = "tune"  # nfnet_ray/cluster/driver.py
 
 @dataclass
 class Leftovers:
-    """What can go of one study: folders with their sizes; or why nothing is touched.
+    """The folders of a study that can be removed, with their sizes, or the reason why none can.
 
     Attributes:
         kept: how many trials keep their checkpoints.
@@ -88,7 +88,7 @@ def clean_studies(
 
 
 def leftovers(folder: StudyFolder, needed: Set[Path]) -> Leftovers:
-    """What nothing needs in a study's folder. ``needed`` are files of weights from which studies start."""
+    """The removable files in a study's folder. ``needed`` are files of weights from which studies start."""
     left = Leftovers(folder.directory)
     if folder.condition == "running":
         left.why_not = "is running, so it is left alone"

@@ -136,7 +136,7 @@ def _verdict(setting: SharedSetting) -> Text:
 
 
 def _sentences(found: Comparison, names: tuple[str, str]) -> list[str]:
-    """What the numbers say, in words."""
+    """The comparison in words."""
     said = []
     if found.why_not:
         said.append(f"Accuracies cannot be compared: {'; '.join(found.why_not)}.")

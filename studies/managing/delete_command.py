@@ -31,7 +31,7 @@ from nfnet_ray.wording import count, storage_size
 from studies.managing.folders import StudyFolder, bytes_below, read_folder
 
 _LAST = (SPOOL_FILE, JOURNAL_FILE)
-"""What the repetition of an interrupted deletion needs, in the order in which it goes."""
+"""The files that are needed to repeat an interrupted deletion, in the order in which they are removed."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def export_study(record: StudyRecord, state: StudyState, started: StudyStarted, 
 
 
 def _epochs(trial: TrialProgress) -> list[dict[str, float]]:
-    """What a trial reported that takes part in no answer, such as a rerun: the tables do not have it."""
+    """The epochs of a trial that takes part in no answer, such as a rerun, which the tables leave out."""
     return [
         {name: value for name, value in metrics.items() if value is not None} | {"epoch": epoch}
         for epoch, metrics in sorted(trial.epochs.items())

@@ -114,7 +114,7 @@ def storage_at(given: Path) -> Path:
 
 
 def read_folder(directory: Path, *, is_ours: bool = False, is_brief: bool = False) -> StudyFolder:
-    """What a folder is. Never raises because of what is in it.
+    """Classifies a folder. Its content never causes an exception.
 
     Args:
         is_ours: this process holds the study's lock, so nobody is running it.
@@ -230,7 +230,7 @@ def read_folder_or_export(directory: Path) -> StudyFolder:
 
 
 def _missing(started: StudyStarted) -> str:
-    """What the first event of a journal lacks of what every version has written; empty if nothing is missing."""
+    """The first key that every version writes to a journal's first event and that is missing here; empty if none is."""
     if not isinstance(started["time"], int | float):
         return "time"
     if not isinstance(started["trials"], list):

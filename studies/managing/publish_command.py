@@ -94,7 +94,7 @@ def _best(state: StudyState, metric: str, directory: Path) -> TrialProgress:
 
 
 def _requirements(directory: Path) -> list[str]:
-    """What the model needs, in the versions that the study ran with."""
+    """The requirements of the model, in the versions with which the study ran."""
     needed = ("torch", "numpy", "pandas", "pillow", "mlflow", "timm")
     path = directory / REQUIREMENTS_FILE
     lines = path.read_text().splitlines() if path.is_file() else []

@@ -1,4 +1,4 @@
-"""What is said about one study, in a row of a list and as JSON: state, best setting, cost, size."""
+"""The summary of a study, for a row of a list and as JSON: state, best setting, cost, size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study keeps next to its journal, for people and for MLflow: its program, the environment, the table of trials.
+"""Files that a study keeps next to its journal, for people and for MLflow: program, environment, table of trials.
 
 MLflow gets these files with the study's run (:mod:`nfnet_ray.tracking.runs.files`).
 """

@@ -1,4 +1,4 @@
-"""What a study in studies/ is to the code that runs it: a function that builds it, and what else it needs."""
+"""The description of a study in studies/ for the code that runs it: the function that builds it, and more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person asks for, on a command line or from Python: the same for a study and for one training."""
+"""A user's request, on a command line or from Python, for a study or for a single training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CAPS = ("max_hours", "max_gpu_hours", "max_cost", "price_per_hour")
 
 @dataclass(frozen=True, kw_only=True)
 class Request(ABC):
-    """What was asked for, field by field as the flags are called. None: nothing was said about it.
+    """A request, with a field for each flag. None means that the flag was not given.
 
     A subclass adds the fields that it alone has, and says which study they mean and how it is run.
     """
@@ -127,8 +127,8 @@ class Request(ABC):
 
     @abstractmethod
     def demand(self, before: WorkerDemand | None) -> WorkerDemand:
-        """What its workers are to be given; ``before`` is what those of a resumed study had."""
+        """The requested resources of the workers. ``before`` are those of a resumed study."""
 
     @abstractmethod
     def runner(self, home: Path, started: StudyStarted | None, /) -> Runner:
-        """What runs the study; ``started`` is the first event of a resumed one."""
+        """The object that runs the trials. ``started`` is the first event of a resumed study."""

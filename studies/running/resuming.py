@@ -83,7 +83,7 @@ def check_not_newer(directory: Path, progress: StudyState) -> None:
 
 
 def demand_before(progress: StudyState, started: StudyStarted) -> WorkerDemand:
-    """What the workers of a study were given. Raises UserError if this version does not know all of it."""
+    """The resources of the workers in a journal. Raises UserError for values that this version does not know."""
     try:
         return WorkerDemand(**started["study"]["worker"])
     except (KeyError, TypeError) as error:

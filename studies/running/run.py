@@ -68,12 +68,12 @@ from studies.running.runner import WorkerDemand
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run left: its exit code, and the directory of the study."""
+    """The result of a run: its exit code, and the directory of the study."""
 
     exit_code: int
     directory: Path
     plan: StudyPlan | None = None
-    """What would run, if nothing was to be started."""
+    """The plan, if only a plan was asked for."""
 
 
 @contextmanager

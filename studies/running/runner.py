@@ -1,4 +1,4 @@
-"""What a study needs of that which runs its trials."""
+"""The interface of the objects that run the trials of a study."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXIT_FAILED_TRIALS = 1
 
 @dataclass(frozen=True)
 class WorkerDemand:
-    """What was asked for: workers of a trial, cores and GPUs of each, trials at once.
+    """The requested resources: workers of a trial, cores and GPUs of each, trials at once.
 
     None leaves it to what the cluster has. A training may continue with ``min_workers`` of its workers.
     """
@@ -91,18 +91,18 @@ class Runner(Protocol):
     workers_flag: str
     """The flag that says how many workers a trial has."""
     stopping: str
-    """What is said when somebody asks the study to stop."""
+    """The sentence that is printed when the study is asked to stop."""
 
     def check(self, study: Study, demand: WorkerDemand, /) -> None:
         """Raises UserError for a study that cannot be run in the way that was asked for."""
         ...
 
     def extent(self, study: Study, trials: int, data: DatasetSummary, /) -> str:
-        """What runs, as the beginning of a sentence: ``12 trials of at most 8 epochs``."""
+        """The extent of the study, as the beginning of a sentence: ``12 trials of at most 8 epochs``."""
         ...
 
     def worker(self, resources: Resources, demand: WorkerDemand, /) -> WorkerResources:
-        """What each worker is given of what the cluster has."""
+        """The resources of each worker, on a cluster with these resources."""
         ...
 
     def trials_at_once(
@@ -112,7 +112,7 @@ class Runner(Protocol):
         ...
 
     def shape(self, worker: WorkerResources, trials_at_once: int, /) -> str:
-        """What runs where, as the end of a sentence: ``trials side by side: 2``."""
+        """The arrangement of the workers, as the end of a sentence: ``trials side by side: 2``."""
         ...
 
     def describe(self, description: StudyDescription, /) -> None:

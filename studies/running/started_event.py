@@ -86,7 +86,7 @@ def network_description(source: NetworkSource) -> NetworkDescription:
 
 
 def hardware(resources: Resources) -> Hardware:
-    """What a driver runs on, as a journal has it."""
+    """The hardware of a study, as a journal records it."""
     return {
         "description": resources.description,
         "cpus": resources.cpus,
@@ -96,7 +96,7 @@ def hardware(resources: Resources) -> Hardware:
 
 
 def versions() -> Versions:
-    """What runs here."""
+    """The versions of the software that runs here."""
     found: Versions = {
         "nfnet_ray": version.__version__,
         "torch": metadata.version("torch"),
@@ -138,7 +138,7 @@ def source_version() -> SourceVersion:
 
 
 def source_description(program_file: Path | None) -> SourceDescription:
-    """What ran, by its file, branch and repository, and who started it.
+    """The source of the study, by its file, branch and repository, and the user who started it.
 
     The branch and the repository are the library's, as in :func:`source_version`.
     """

@@ -123,7 +123,7 @@ class TrainingRequest(Request):
         return replace(study, recipe=recipe)
 
     def demand(self, before: WorkerDemand | None) -> WorkerDemand:
-        """What was asked for before, and now. Raises UserError if ``min_workers`` is too large."""
+        """The earlier request with the changes of this one. Raises UserError if ``min_workers`` is too large."""
         if before is None:
             least, most = self.workers or (1, 1)
             before = WorkerDemand(most, None, None, least if least < most else None)

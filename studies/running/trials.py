@@ -165,7 +165,7 @@ class StudyRequest(Request):
         return with_network(recipe, values.get("model.name", recipe.model.name))
 
     def extended(self, study: Study, data: DatasetSummary) -> Study:
-        """What is asked for now, else as it was; from Python, a whole Study.
+        """The study with the changes of this request; from Python, a whole Study.
 
         Raises UserError for what cannot change.
         """

@@ -1,4 +1,4 @@
-"""What a study prints before its trials run, and after them."""
+"""The output of a study before its trials run, and after them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What --plan prints: the trials, what they cost, and which differences they can tell."""
+"""The text of --plan: the trials, their cost, and the differences that they can detect."""

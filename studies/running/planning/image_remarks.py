@@ -1,4 +1,4 @@
-"""What a plan warns of where a Recipe that was made for large images meets small ones."""
+"""Warnings of a plan about a Recipe for large images that is used with small ones."""
 
 from __future__ import annotations
 

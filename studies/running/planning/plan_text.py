@@ -229,7 +229,7 @@ def _accelerator_hours(told: Forecast, worker: WorkerResources) -> tuple[Span, f
 
 
 def expected_cost(study: Study, data: DatasetSummary, storage: Path, places: Places, caps: Caps) -> str:
-    """What a study that begins now will cost, in a sentence: by earlier runs like it on this hardware, if any."""
+    """The cost of a study that begins now, in a sentence, by similar earlier runs on this hardware if there are any."""
     worker = places.worker
     earlier = _earlier_here(storage, places.resources)
     paces, used = _paces_of_earlier(study.trials(), earlier, worker)
@@ -451,7 +451,7 @@ def _span(span: Span, shown: Any) -> str:
 
 
 def _say_differences(study: Study, console: Console) -> None:
-    """What differs from the model's published Recipe, as the flags that restore it."""
+    """The differences from the model's published Recipe, as the flags that restore its values."""
     different = published_differences(study.recipe)
     name = study.recipe.model.label
     if different is None:

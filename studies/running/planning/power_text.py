@@ -1,4 +1,4 @@
-"""What ``--plan`` says of a design's power: which differences it can tell, and the price of telling 0.5 points."""
+"""The power of a design in ``--plan``: the differences that it can detect, and the price of detecting 0.5 points."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def power_sentences(
 
 
 def noise_of_earlier(study: Study, data: DatasetSummary, storage: Path) -> EarlierNoise:
-    """What earlier studies in ``storage`` show of trials like those of this one."""
+    """The spread and the disagreement of similar trials in earlier studies in ``storage``."""
     return earlier_noise(storage, data, _recipes(study))
 
 
@@ -78,7 +78,7 @@ def _recipes(study: Study) -> list[Recipe]:
 def _price(
     noise: PairNoise, images: int, share: float, seeds: int, seed_hours: float | None, word: str
 ) -> str:
-    """What it would take to tell half a point; ``images`` are the ``share`` of all on which settings are compared."""
+    """The cost of detecting half a point. ``images`` is the number of images for comparisons, a ``share`` of all."""
 
     def hours(number: int) -> str:
         return "" if seed_hours is None else f" ({seed_hours * number:.3g} {word}-hours)"
@@ -98,7 +98,7 @@ def _price(
 
 
 def _basis(earlier: EarlierNoise, train_images: int) -> str:
-    """What the numbers are from."""
+    """The origin of the numbers, in words."""
     disagreement, spread = earlier.disagreement, earlier.seed_spread
     measured, assumed = [], []
     differ = "two trials judge {:.2g}% of the images differently"

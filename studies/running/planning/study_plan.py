@@ -1,4 +1,4 @@
-"""What ``nfnet_ray.run(..., plan=True)`` returns: the numbers that ``--plan`` prints."""
+"""The plan of a study, as ``nfnet_ray.run(..., plan=True)`` returns it: the numbers that ``--plan`` prints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nfnet_ray.wording import clock_time, count
 
 @dataclass(frozen=True, repr=False)
 class StudyPlan:
-    """What a study would train, and what that would take; of one that has begun, what is left.
+    """The trials of a study and their cost; for a study that has begun, those that are left.
 
     A :class:`~nfnet_ray.study.cost.forecast.Span` has the ends ``low`` and ``high`` of an estimate. None: unknown, as
     no earlier run is like it and no trial could be measured.

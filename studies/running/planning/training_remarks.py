@@ -1,4 +1,4 @@
-"""What a plan warns of where a training is too short, or is compared too early, for what is asked of it."""
+"""Warnings of a plan about a training that is too short, or compared too early, for its question."""
 
 from __future__ import annotations
 
