@@ -1,10 +1,10 @@
-"""The source of a network of one's own: its files, what identifies them, and the copies that a study keeps.
+"""The source of a user's own network: its files, their hash, and the copies that a study keeps.
 
-No code of the network is run here. What identifies the code is a hash of its files, which a study appends to the name:
+No code of the network is run here. The code is identified by a hash of its files, which a study appends to the name:
 ``my_net:build@sha256:0123456789ab``. The files are
 
-* those of the package or the file that has the name, and of all packages and files beside it that these import;
-* of an installed package its own alone. What it imports in turn is in the list of installed packages.
+* those of the package or the file with that name, and of all packages and files beside it that these import;
+* for an installed package, only its own files. The packages that it imports are in the list of installed packages.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import in_a_row
 
 COPIES_FOLDER = "networks"
-"""The folder of a study that has the copies, each in a folder that is called as its hash."""
-DIGEST_DIGITS = 12  # as those of a Recipe's fingerprint
-MOST_FILES = 2000  # of a package: above that it is a whole environment, and each worker would read it
+"""The folder of a study with the copies, each in a folder named by its hash."""
+DIGEST_DIGITS = 12  # as many as a Recipe's fingerprint has
+MOST_FILES = 2000  # in a package; more would be a whole environment, which each worker would read
 _IMPORT_PATH = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 _MOST_NAMED = 3
 _INSTALLED = {"site-packages", "dist-packages"}
-# Their code is that of the commit that a study records.
+# The code in this folder is identified by the commit that a study records.
 _PROJECT = Path(__file__).parents[3]
 _OF_THE_PROJECT = {"nfnet_ray", "studies", "data_prep", "dashboards", "benchmarks"}
 
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """Where the code of a network is.
+    """The location of a network's code.
 
     Attributes:
-        module: the module that has the builder.
+        module: the module of the builder.
         function: the builder, a function or a class.
         root: the folder that Python searches for the module.
-        files: below the root, in order.
-        digest: of their names and contents.
+        files: the paths of the files below the root, in order.
+        digest: a hash of their names and contents.
         is_installed: whether a study need not copy them, because they belong to an installed package or to nfnet_ray.
     """
 
@@ -68,23 +68,23 @@ class NetworkSource:
 
     @property
     def pinned(self) -> str:
-        """The name with what identifies the code."""
+        """The name with the hash of the code."""
         return f"{self.name}{WEIGHTS_DIGEST_MARK}{self.digest}"
 
     @property
     def units(self) -> list[Path]:
-        """The files and packages that have to be where Python finds them; none of an installed package."""
+        """The files and packages that Python must be able to find; empty for an installed package."""
         tops = dict.fromkeys(file.parts[0] for file in self.files)
         return [] if self.is_installed else [self.root / top for top in tops]
 
     @property
     def requirements(self) -> list[str]:
-        """``my_nets==1.2``, the installed package that it is of, as lines of a requirements file."""
+        """The installed package of the network as lines of a requirements file: ``my_nets==1.2``."""
         return [f"{name}=={version}" for name, version in self._packages] if self.is_installed else []
 
     @property
     def package(self) -> str:
-        """``my_nets 1.2``, the package that it is of, which may be installed from a folder; empty if it is of none."""
+        """The package of the network, which may be installed from a folder: ``my_nets 1.2``; empty if there is none."""
         return in_a_row([f"{name} {version}" for name, version in self._packages])
 
     @property
@@ -108,11 +108,11 @@ class NetworkSource:
 
 
 _copies: list[Path] = []
-"""Folders of copies that this process knows. As they are found by their hash, none of them can be mistaken."""
+"""The folders of copies that this process knows. Copies are found by their hash, so they cannot be confused."""
 
 
 def use_copies_in(folder: Path) -> None:
-    """From now on this process finds networks in the copies that a study has in ``folder``, too."""
+    """Lets this process also find networks among the copies that a study has in ``folder``."""
     if folder not in _copies:
         _copies.append(folder)
 
@@ -120,15 +120,15 @@ def use_copies_in(folder: Path) -> None:
 def source_of(name: str) -> NetworkSource:
     """The source of ``model.name``, which may be pinned.
 
-    A pinned one is the copy of that very code if there is one here. Else it is where Python finds the module, or in
-    the current folder.
+    For a pinned name it is the copy with that hash, if there is one. Otherwise it is the module that Python finds, also
+    in the current folder.
 
-    Raises UserError for what is no import path, a module that is not there, and code that is not the pinned one.
+    Raises UserError for a name that is no import path, a module that does not exist, and code with another hash.
     """
     path, digest = split_weights(name)
     module, function = _parts(path)
     for folder in _copies if digest is not None else ():
-        # One that was left half-written is passed over.
+        # Skip a copy that was left half-written.
         with suppress(UserError):
             return _checked(_read(module, function, folder / str(digest), is_installed=False), str(digest))
     root = _root_of(module, path)
@@ -138,14 +138,14 @@ def source_of(name: str) -> NetworkSource:
 
 
 def pinned_network(name: str) -> str:
-    """``model.name`` with what identifies the code; that of a known network as it is. Raises as :func:`source_of`."""
+    """``model.name`` with the hash of a user's own code; others are unchanged. Raises as :func:`source_of`."""
     return source_of(name).pinned if is_import_path(name) else name
 
 
 def with_pinned_network(recipe: Recipe) -> Recipe:
-    """The Recipe with its network :func:`pinned <pinned_network>`, if that is one of one's own.
+    """The Recipe with its network :func:`pinned <pinned_network>`, if it is a user's own.
 
-    So a run does not continue from a checkpoint of other code. Raises UserError as :func:`source_of` does.
+    So a run never continues from a checkpoint of other code. Raises UserError as :func:`source_of` does.
     """
     if not recipe.model.is_own:
         return recipe
@@ -153,7 +153,7 @@ def with_pinned_network(recipe: Recipe) -> Recipe:
 
 
 def keep_copies(folder: Path, sources: Iterable[NetworkSource]) -> None:
-    """Copies the files of sources into ``folder``, but those of installed packages, and finds them there from now on.
+    """Copies the files of sources to ``folder``, except those of installed packages, and finds them there from now on.
 
     Raises UserError if they cannot be read or written, or have changed meanwhile.
     """
@@ -187,7 +187,7 @@ def _parts(path: str) -> tuple[str, str]:
 
 
 def _root_of(module: str, name: str) -> Path:
-    """The folder that has the module's package or file."""
+    """The folder of the module's package or file."""
     top = module.partition(".")[0]
     if top == "__main__":
         raise UserError(
@@ -210,7 +210,7 @@ def _root_of(module: str, name: str) -> Path:
 
 
 def _spec_of(top: str) -> ModuleSpec | None:
-    """Where Python would find a module, whatever of this name it has imported before."""
+    """Where Python would find a module, regardless of a module of this name that it has imported."""
     importlib.invalidate_caches()  # the file may be a second old
     for finder in sys.meta_path:
         spec = finder.find_spec(top, None) if hasattr(finder, "find_spec") else None
@@ -264,11 +264,11 @@ def _files_of(root: Path, top: str) -> Iterator[Path]:
 
 
 def _imported(contents: Mapping[Path, bytes]) -> Iterator[str]:
-    """The first names of all that files import, in functions too; relative imports are of their own package."""
+    """The top-level names that files import, also in functions. Relative imports belong to the package itself."""
     for content in contents.values():
         try:
             tree = ast.parse(content)
-        except (SyntaxError, ValueError):  # which says itself when it is imported
+        except (SyntaxError, ValueError):  # the import will report it
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):

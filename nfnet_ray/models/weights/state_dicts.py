@@ -1,9 +1,9 @@
-"""Finds the weights within what torch.save and training programs add: averages, wrappers, prefixes.
+"""Finds the weights in a file of torch.save, among the averages, wrappers and prefixes that training programs add.
 
-What is known here, with the programs that write it:
+These forms are known:
 
-* ``state_dict_ema`` next to ``state_dict``: timm's training script; ``model_ema``: DeiT, ConvNeXt and others. The
-  average is what their accuracy was measured on, and what timm itself loads;
+* ``state_dict_ema`` next to ``state_dict``: timm's training script; ``model_ema``: DeiT, ConvNeXt and others. Their
+  accuracy was measured with the average, which timm itself loads;
 * ``state_dict``, ``model``, ``model_state_dict``: timm, Lightning, torchvision's references, PyTorch's tutorial;
 * names that begin with ``module.`` (DataParallel, DistributedDataParallel, AveragedModel), ``_orig_mod.``
   (torch.compile) or ``model.`` (Lightning), one inside another.
@@ -28,10 +28,10 @@ from nfnet_ray.models.weights.pickled_arrays import readable
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema")
 _WEIGHTS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-_COUNTERS = ("n_averaged",)  # AveragedModel's, which does not have its prefix
+_COUNTERS = ("n_averaged",)  # the counter of AveragedModel, which has no prefix
 
 _PIECE_BYTES = 1 << 20
-_DEEPEST = 3  # of one wrapper inside another; a file may be made to have no end of them
+_DEEPEST = 3  # the most wrappers inside each other; a malicious file might have no end of them
 
 State = Mapping[str, Tensor]
 
@@ -40,21 +40,21 @@ def load_without_running(path: str | os.PathLike[str], where: str) -> Any:
     """Loads a file of torch.save onto the CPU without running any code in it.
 
     Raises:
-        UserError: it is damaged, or holds objects that would have to be run to be read.
+        UserError: the file is damaged, or has objects that could only be read by running code.
     """
     if _has_changed(path):
         raise _damaged(where)
     try:
-        # timm's checkpoints carry the arguments of their training, a class that only holds values.
+        # timm's checkpoints contain the arguments of the training, an object that only holds values.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # of the formats of old files, which the reader cannot change
+            warnings.simplefilter("ignore")  # about old file formats, which the user cannot change
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" not in str(error):
             raise _damaged(where) from error
         raise _more_than_weights(where) from error
-    except Exception as error:  # torch raises many kinds for a file that is cut short or changed
-        if "TorchScript" in str(error):  # of torch.jit.save, a program
+    except Exception as error:  # torch raises many kinds of errors for a damaged file
+        if "TorchScript" in str(error):  # a file of torch.jit.save, which is a program
             raise _more_than_weights(where) from error
         if _is_other_archive(path):
             raise UserError(
@@ -65,10 +65,10 @@ def load_without_running(path: str | os.PathLike[str], where: str) -> Any:
 
 
 def _has_changed(path: str | os.PathLike[str]) -> bool:
-    """Whether a part of the archive does not have the checksum that was written with it. torch.load compares none.
+    """Whether a part of the archive differs from its checksum, which torch.load does not compare.
 
-    A part without one is taken as it is: ``torch.serialization.set_crc32_options(False)`` writes 0. torch.save
-    compresses nothing, so what is compressed is somebody else's, and may be far larger than its file.
+    A part without a checksum is accepted: ``torch.serialization.set_crc32_options(False)`` writes 0. torch.save does
+    not compress, so a compressed part was not written by it, and might be far larger than its file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -76,7 +76,7 @@ def _has_changed(path: str | os.PathLike[str]) -> bool:
                 part for part in archive.infolist() if part.CRC and part.compress_type == zipfile.ZIP_STORED
             ]
             return not all(_is_intact(archive, part) for part in parts)
-    except Exception:  # no archive, or one that zipfile does not understand: torch.load says it better
+    except Exception:  # not an archive, or an unusual one: torch.load reports it better
         return False
 
 
@@ -91,7 +91,7 @@ def _is_intact(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> bool:
 
 
 def _is_other_archive(path: str | os.PathLike[str]) -> bool:
-    """Whether it is an intact zip archive without the entries that torch.save always writes."""
+    """Whether the file is an intact zip archive without the entries that torch.save always writes."""
     try:
         with zipfile.ZipFile(path) as archive:
             return not any(name.endswith("/data.pkl") for name in archive.namelist())
@@ -100,15 +100,15 @@ def _is_other_archive(path: str | os.PathLike[str]) -> bool:
 
 
 def find_state(content: Any, where: str, depth: int = 0) -> tuple[State, str]:
-    """The state dict within a file's content, and in words where it was.
+    """Finds the state dict in a file's content. Returns it with a description of where it was.
 
-    Of several it is the average. Raises UserError if there is none, or if it holds something else than plain tensors.
+    If there are several it is the average. Raises UserError if there is none, or if it does not hold plain tensors.
     """
     if not isinstance(content, Mapping):
         raise UserError(
             f"model.weights: {where} holds a {type(content).__name__}; it takes a state dict or a checkpoint"
         )
-    if "step" in content and isinstance(content.get("model"), Mapping):  # of nfnet_ray.training
+    if "step" in content and isinstance(content.get("model"), Mapping):  # a checkpoint of nfnet_ray.training
         average = content["step"].get("average") if isinstance(content["step"], Mapping) else None
         if average:
             return _checked(average, where), "moving average of a checkpoint"
@@ -154,7 +154,7 @@ def _unusual(tensor: Tensor) -> str | None:
 
 
 def _without_prefixes(state: State) -> tuple[State, str]:
-    """The state dict without the prefixes that wrappers add to every name, and in words what it was."""
+    """The state dict without the prefixes that wrappers add to every name, and a description of the wrappers."""
     removed = ""
     while True:
         names = [name for name in state if name not in _COUNTERS]

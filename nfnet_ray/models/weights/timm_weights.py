@@ -1,7 +1,7 @@
-"""Weights to and from the names and shapes of timm's `dm_nfnet_*`, the ports of the published weights.
+"""Converts weights to and from the names and shapes of timm's `dm_nfnet_*`, the ports of the published weights.
 
-They differ from ours in names, in gains of shape (C, 1, 1, 1), and in squeeze-excite's linear layers, which are
-1x1 convolutions there. timm's `nfnet_f*`, without `dm_`, are other networks. timm itself is not needed here.
+timm has other names, gains of shape (C, 1, 1, 1), and 1x1 convolutions in place of squeeze-excite's linear layers.
+timm's `nfnet_f*`, without `dm_`, are other networks. timm itself is not needed here.
 
 Source: huggingface/pytorch-image-models, `timm/models/nfnet.py` of release 1.0.31.
 """
@@ -31,12 +31,12 @@ _BLOCK_LAYERS = {
 
 
 def load_timm_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy the state dict of a `dm_nfnet_*` of timm into the NFNet of the same shape.
+    """Copies the state dict of a `dm_nfnet_*` of timm to the NFNet of the same shape.
 
-    Tensors may be of any floating-point type and on any device. Raises `UserError` that names every tensor that
-    is missing, unexpected, misshapen, not floating-point or not finite; the model is then as it was.
+    Tensors may be of any floating-point type and on any device. Raises a `UserError` that names every tensor that is
+    missing, unexpected, misshapen, not floating-point or not finite. The model is then unchanged.
 
-    The logits are not quite those that timm computes with the same weights, see docs/methods/published_weights.md.
+    The logits differ slightly from those that timm computes with the same weights (docs/methods/published_weights.md).
     """
     model = _nfnet(model)
     for name, value in state.items():
@@ -58,9 +58,9 @@ def load_timm_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def to_timm_state(model: nn.Module) -> dict[str, Tensor]:
-    """A state dict for timm's `dm_nfnet_*` of the same shape, for `load_state_dict`; copies, not views.
+    """A copy of the weights as a state dict for timm's `dm_nfnet_*` of the same shape.
 
-    Types and devices are the model's. timm has `dm_nfnet_f0` to `dm_nfnet_f6`.
+    Types and devices are those of the model. timm has `dm_nfnet_f0` to `dm_nfnet_f6`.
     """
     return {
         entry.name: entry.parameter.detach().clone().reshape(entry.shape)
@@ -87,7 +87,7 @@ def timm_entries(model: NFNet) -> Iterator[Entry]:
             name = f"stages.{stage}.{index}"
             yield _entry(f"{name}.skipinit_gain", block.skip_gain)
             for ours, theirs in _BLOCK_LAYERS.items():
-                layer = dict(block.named_modules()).get(ours)  # the shortcut of most blocks is not a layer
+                layer = dict(block.named_modules()).get(ours)  # most blocks have no layer in their shortcut
                 if layer is not None:
                     yield from _layer_entries(f"{name}.{theirs}", layer)
     yield from _layer_entries("final_conv", model.final_conv)

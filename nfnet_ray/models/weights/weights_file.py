@@ -1,6 +1,6 @@
-"""A file of weights as part of a Recipe: its content counts, so its hash is appended to its name.
+"""Files of weights in a Recipe. The content counts, so its hash is appended to the name.
 
-This module needs no torch: a program that starts trials pins their weights before it starts anything.
+This module needs no torch, since a program pins the weights of its trials before it starts anything.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.weights.pickled_arrays import readable
 from nfnet_ray.recipe import WEIGHTS_DIGEST_MARK, Recipe, split_weights
 
-# Of torch.save, safetensors and the published pickles. A file that is named may have any.
+# The suffixes of torch.save, safetensors and the published pickles. A file that is named may have any suffix.
 _SUFFIXES = (".pt", ".pth", ".safetensors", ".npz")
 
 
 def pinned(weights: str) -> str:
     """``model.weights`` with an absolute path and the SHA-256 of the content: ``/data/F0.npz@sha256:…``.
 
-    It reads the file, at some 1 GB/s. Raises UserError for a file that cannot be read, and for one that holds
-    something else than the hash says, if there was one.
+    It reads the file, at about 1 GB/s. Raises UserError for a file that cannot be read, and for one whose content does
+    not have the given hash.
     """
     path, expected = split_weights(weights)
     digest = _sha256(path, is_known=expected is not None)
@@ -36,10 +36,10 @@ def pinned(weights: str) -> str:
 
 
 def with_pinned_weights(recipe: Recipe) -> Recipe:
-    """The Recipe with its weights :func:`pinned`, if it starts from any.
+    """The Recipe with its weights :func:`pinned`, if it starts from weights.
 
-    So a run does not continue from a checkpoint that began with other weights, wherever the file is. Raises UserError
-    as :func:`pinned` does.
+    So a run never continues from a checkpoint that began with other weights, even if the file was moved. Raises
+    UserError as :func:`pinned` does.
     """
     if recipe.model.weights is None:
         return recipe
@@ -47,9 +47,10 @@ def with_pinned_weights(recipe: Recipe) -> Recipe:
 
 
 def refuse_what_is_no_file(path: str | os.PathLike[str], where: str) -> None:
-    """Raises UserError for a folder, with its newest file of weights, and for a pipe, which would wait for its writer.
+    """Raises UserError for a folder and for a pipe, which would block until it has a writer.
 
-    A training prints the folder of its checkpoints. Raises OSError or ValueError for what cannot be looked at.
+    For a folder, such as that of a training's checkpoints, the error names its newest file of weights. Raises OSError
+    or ValueError if the path cannot be examined.
     """
     if stat.S_ISREG(os.stat(path).st_mode):
         return
@@ -63,13 +64,13 @@ def refuse_what_is_no_file(path: str | os.PathLike[str], where: str) -> None:
 
 
 def _sha256(path: str, is_known: bool) -> str:
-    """``is_known``: it is the file of a run that has begun, of which nobody can change the path any more."""
+    """The SHA-256 of a file. ``is_known`` says that it belongs to a run that has begun, so that its path is fixed."""
     where = f"{readable(path)} on {socket.gethostname()}"
     try:
         refuse_what_is_no_file(path, where)
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError) as error:  # a ValueError is a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
         reason = error.strerror if isinstance(error, OSError) else error
         remedy = (
             "put that file there, or a link to it, on every node"
