@@ -23,7 +23,7 @@ class LegSearcher(Searcher):
 
     Args:
         config: the configuration of the workers of a leg.
-        stop: once it is set, there are no more legs.
+        stop: an event. Once it is set, no further leg is started.
         places: the number of Tune trials that run at once.
         lanes: the largest number of legs that are trained as one program.
     """
@@ -52,7 +52,10 @@ class LegSearcher(Searcher):
         return self
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyrefly: ignore[bad-override]  # Tune says less
-        """The :func:`tune_space` of the next legs; None to be asked again; ``FINISHED`` if there are no more."""
+        """Finds the next legs to train.
+
+        Returns their :func:`tune_space`, None if Tune has to ask again later, or ``FINISHED`` if no leg is left.
+        """
         if self._stop.is_set():
             return self.FINISHED
         busy = {self._program_of.get(trial) for trial in self._legs.running}

@@ -159,18 +159,27 @@ def test_it_holds_the_locked_packages_for_a_python_of_the_project() -> None:
     assert "install.sh dev" not in text  # no tools of development
 
 
+def copy_sources(stage: list[tuple[str, str]], folder: Path) -> None:
+    """Copies to a folder what a stage copies from the repository."""
+    for word, rest in stage:
+        if word == "COPY" and "--from=" not in rest:
+            *sources, target = rest.split()
+            if target.endswith("/"):
+                (folder / target).mkdir(parents=True, exist_ok=True)
+            for source in map(REPOSITORY.joinpath, sources):
+                if source.is_dir():
+                    shutil.copytree(source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(source, folder / target)
+
+
 def test_what_the_build_stage_copies_is_enough_for_the_decoder(tmp_path: Path) -> None:
     _, build, _ = stages(CONTAINERFILE.read_text())
-    for word, rest in build:
-        if word == "COPY":
-            *sources, target = rest.split()
-            for source in sources:
-                (tmp_path / target).mkdir(parents=True, exist_ok=True)
-                shutil.copy(REPOSITORY / source, tmp_path / target)
+    copy_sources(build, tmp_path)
     [command] = [rest for word, rest in build if word == "RUN" and "setup.py" in rest]
     (tmp_path / ".venv/bin").mkdir(parents=True)
     python = tmp_path / ".venv/bin/python"
-    # Without the .pth files of our own environment, one of which is the repository.
+    # -S skips the .pth files, one of which would put the repository on the path.
     start = (
         f"import runpy, sys; sys.path.insert(0, {sysconfig.get_path('purelib')!r}); "
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -194,20 +203,11 @@ def test_what_the_build_stage_copies_is_enough_for_the_decoder(tmp_path: Path) -
 def test_what_the_image_holds_is_enough_for_its_last_check(tmp_path: Path) -> None:
     """A folder with all that the last stage copies: an import of what was moved or left out would end each build."""
     _, _, run = stages(CONTAINERFILE.read_text())
-    for word, rest in run:
-        if word == "COPY" and "--from=" not in rest:
-            *sources, target = rest.split()
-            for source in map(REPOSITORY.joinpath, sources):
-                if target.endswith("/"):
-                    (tmp_path / target).mkdir(exist_ok=True)
-                if source.is_dir():
-                    shutil.copytree(source, tmp_path / target, ignore=shutil.ignore_patterns("__pycache__"))
-                else:
-                    shutil.copy(source, tmp_path / target)
+    copy_sources(run, tmp_path)
     [check] = [rest for word, rest in run if word == "RUN" and rest.startswith("python -c ")]
     program = shlex.split(check)[2]
     assert "nfnet_ray" in program
-    # Without the .pth files of our own environment, one of which is the repository.
+    # -S skips the .pth files, one of which would put the repository on the path.
     start = f"import sys; sys.path.append({sysconfig.get_path('purelib')!r}); exec(sys.argv[1])"
     result = subprocess.run(
         [sys.executable, "-S", "-c", start, program],

@@ -1,4 +1,4 @@
-"""A network brought to the device, in the form that its Recipe says, and whether the device can train it."""
+"""Checks that a device can train a Recipe, and moves its network there."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 
 FIRST_WITH_BFLOAT16 = (8, 0)
-"""The compute capability from which on NVIDIA's GPUs have arithmetic in bfloat16: Ampere's."""
+"""The lowest compute capability of NVIDIA's GPUs with arithmetic in bfloat16, that of Ampere."""
 
 
 def check_device(recipe: Recipe, device: torch.device) -> None:
-    """Raises UserError for a GPU of NVIDIA's that cannot train the Recipe.
+    """Raises UserError for an NVIDIA GPU that cannot train the Recipe, for one of two reasons.
 
-    Either torch has no code for it, so that its first kernel would fail ("no kernel image is available for execution on
-    the device"), or the Recipe is in bfloat16 and the GPU has no such arithmetic. There torch would leave cuDNN out
-    (``use_cudnn`` in Convolution.cpp) and emulate, far slower than float32, and Triton would refuse to compile.
+    If torch has no code for the GPU, the first kernel would fail ("no kernel image is available for execution on the
+    device"). If the Recipe is in bfloat16 and the GPU has no such arithmetic, torch would not use cuDNN (``use_cudnn``
+    in Convolution.cpp) and would emulate bfloat16, and Triton would refuse to compile.
     """
     if device.type != "cuda" or torch.version.cuda is None:
         return
@@ -42,7 +42,7 @@ def check_device(recipe: Recipe, device: torch.device) -> None:
 
 
 def has_code_for(capability: tuple[int, int], architectures: Iterable[str]) -> bool:
-    """Whether code for one of these architectures runs on a GPU of a compute capability.
+    """Whether a GPU with this compute capability runs code that was built for one of these architectures.
 
     Machine code (``sm_80``) runs on later GPUs of the same major version, and PTX (``compute_80``) on all later ones
     (NVIDIA's CUDA programming guide, compatibility). Code with an ``a`` (``sm_90a``) is for one GPU alone, and code
